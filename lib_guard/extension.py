@@ -1,0 +1,74 @@
+"""LibGuard as one host has it: the parts put together, for `scripts/lib_guard.py` to hand the host's calls to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import __version__, console
+from .findings import Finding
+from .guards import GUARDS
+from .hooks import sweep
+from .hosts.base import Host
+from .hosts.detect import find_host
+from .ledger import LEDGER
+from .settings import Settings
+from .ui import accordion
+from .watch import Watches
+
+#: What every generation writes to, success or not, by its element id without the tab's name.
+_RENEWED = ("html_log_{tab}", "{tab}_gallery")
+
+
+class Extension:
+    """One load of LibGuard into one host.
+
+    On a WebUI that no adapter knows it says so once, and does nothing at all from then on.
+    """
+
+    def __init__(self) -> None:
+        console.set_up("normal")
+        self.host: Host | None = find_host()
+        missing = ["no adapter knows this WebUI"] if self.host is None else list(self.host.missing_seams())
+        self.watches = None if self.host is None or missing else Watches(self.host, LEDGER)
+        self._status: dict[str, Any] = {}
+        if missing:
+            console.say(Finding("LG004", "libguard", "libguard", "", "; ".join(missing)), None)
+        elif self.host is not None:
+            guards = ", ".join(kind.name for kind in GUARDS)
+            console.LOGGER.info("%s on %s, guards: %s", __version__, self.host.title, guards)
+
+    def build_ui(self, tab: str, elem_id: Callable[[str], str]) -> accordion.Accordion:
+        """The accordion of one tab, filled with the user's defaults."""
+        defaults = self.watches.defaults() if self.watches else Settings(enabled=False)
+        built = accordion.build(defaults, LEDGER, tab, elem_id)
+        self._status[tab] = built.status
+        return built
+
+    def component_made(self, component: Any, elem_id: str | None) -> None:
+        """The host has built one of its components: hang the status on those that every generation writes to."""
+        for tab, status in self._status.items():
+            if elem_id in [name.format(tab=tab) for name in _RENEWED] and hasattr(component, "change"):
+                accordion.refresh_on_change(component, status, LEDGER, tab)
+
+    def begin(self, request: Any, args: Sequence[object]) -> None:
+        """`process`: the model is there and nothing has been computed yet."""
+        if self.watches:
+            self.watches.begin(request, args)
+
+    def note(self, request: Any) -> None:
+        """`postprocess_batch`, `postprocess_image`: pictures are about to be written."""
+        if self.watches:
+            self.watches.note(request)
+
+    def end(self, request: Any) -> None:
+        """`postprocess`: the generation came through."""
+        if self.watches:
+            self.watches.end(request)
+
+    def unload(self) -> None:
+        """The host is about to throw this load of the extension away; the model stays."""
+        if self.watches and self.host:
+            self.watches.end_all()
+            for owner in {id(b.owner): b.owner for b in self.host.boundaries()}.values():
+                sweep(owner)

@@ -1,0 +1,151 @@
+"""What a guard saw, what it did about it, and the table of codes that explains both.
+
+A finding is data, never a bare string: console, accordion, infotext and reports all render the same record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+#: Evidence and the like: JSON primitives only, so that a record can be saved, sent and shown without a second thought.
+Primitive = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Code:
+    """One kind of fault.
+
+    title: what it is, in a few words. cause: how it usually comes about. cure: what LibGuard does about it.
+    permanent_fix: how to be rid of the cause; a host's adapter may know it more exactly (`Host.permanent_fix`).
+    """
+
+    id: str
+    title: str
+    cause: str
+    cure: str
+    permanent_fix: str
+
+
+_TABLE = (
+    Code(
+        id="LG001",
+        title="LibGuard itself failed",
+        cause="A defect of LibGuard, or a host that works differently from those it was tested on.",
+        cure="The error is caught, the guard is off until the next request, and the generation goes on as without it.",
+        permanent_fix="Report the line to LibGuard's issue tracker; until then set this guard to Off.",
+    ),
+    Code(
+        id="LG002",
+        title="A script argument cannot be used",
+        cause="A request brought an argument of the wrong kind, usually through the API.",
+        cure="The default is used in its place and the generation runs.",
+        permanent_fix="Send the arguments that /sdapi/v1/script-info lists for LibGuard, in that order.",
+    ),
+    Code(
+        id="LG003",
+        title="A setting cannot be used",
+        cause="The host's settings file holds a value that LibGuard does not know, from an edit or another version.",
+        cure="The built-in default is used in its place.",
+        permanent_fix="Open Settings > LibGuard, choose a value and apply.",
+    ),
+    Code(
+        id="LG004",
+        title="This host lacks something that a guard needs",
+        cause="The WebUI, or its version, is not one that LibGuard knows.",
+        cure="The guard stays off; everything else works.",
+        permanent_fix="Update LibGuard, or report host and version to its issue tracker.",
+    ),
+    Code(
+        id="LG101",
+        title="VAE decode: the latents are in another dtype than the VAE",
+        cause="The VAE runs in another precision than the model, and what calls it hands the latents over as they are.",
+        cure="The operation that would fail runs in the VAE's own dtype; the rest follows in that dtype.",
+        permanent_fix="Use one precision for model and VAE.",
+    ),
+    Code(
+        id="LG102",
+        title="VAE encode: the picture is in another dtype than the VAE",
+        cause="The VAE runs in another precision than the model, and what calls it hands the picture over as it is.",
+        cure="The operation that would fail runs in the VAE's own dtype, and the latents go back in the caller's.",
+        permanent_fix="Use one precision for model and VAE.",
+    ),
+    Code(
+        id="LG103",
+        title="The VAE holds weights of more than one dtype",
+        cause="A part of the VAE was converted and the rest was not, by a mixed file or by an extension.",
+        cure="Operations that would fail run in the dtype that loses nothing.",
+        permanent_fix="Load a VAE file of one dtype, and reload the checkpoint.",
+    ),
+    Code(
+        id="LG104",
+        title="A layer inside the VAE changes the dtype of what passes through it",
+        cause="Something patched the VAE's layers so that they cast their input, as functional LoRA modes do.",
+        cure="The operation that would fail runs in the VAE's own dtype. What the layer's cast rounded stays rounded.",
+        permanent_fix="Switch off the option or extension that patches the layers.",
+    ),
+)
+
+#: Every code that LibGuard can say, by its id; docs/codes.md explains each, and a test holds that.
+CODES: dict[str, Code] = {code.id: code for code in _TABLE}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was wrong.
+
+    code: a key of `CODES`. guard: the guard's name, or `libguard`. component: whose fault it is about (`vae`).
+    direction: `decode`, `encode` or empty. saw: the fault in one clause, for a person. evidence: the same as values.
+    cause, permanent_fix: more exact than the code's own, where the guard or the host knows better; else empty.
+    """
+
+    code: str
+    guard: str
+    component: str
+    direction: str
+    saw: str
+    evidence: dict[str, Primitive] = field(default_factory=dict)
+    cause: str = ""
+    permanent_fix: str = ""
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise ValueError(f"{self.code} is no code of LibGuard; known: {', '.join(CODES)}")
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """Findings with one key have one cause: within a generation they are counted, not repeated."""
+        return self.code, self.component, self.direction, str(self.evidence.get("cause_key", ""))
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was done about a finding.
+
+    did: in one clause. proof: how it is known to have worked, empty when it is not. milliseconds: the extra time.
+    """
+
+    did: str
+    proof: str
+    milliseconds: float
+
+    @property
+    def proven(self) -> bool:
+        """Whether there is a proof at all."""
+        return bool(self.proof)
+
+
+def sentence(finding: Finding, repair: Repair | None) -> str:
+    """The one line for the console, without LibGuard's name: code, what was wrong, what was done, cause, lasting fix.
+
+    Every part is LibGuard's own wording or a value it has cut to size; line breaks cannot come in.
+    """
+    code = CODES[finding.code]
+    if repair is None:
+        done = "left as it is"
+    else:
+        done = f"{repair.did}, {repair.proof or 'not proven'}, {repair.milliseconds:.1f} ms"
+    text = (
+        f"{code.id} {finding.guard}: {finding.saw} -> {done}. Cause: {finding.cause or code.cause}"
+        f" Permanent fix: {finding.permanent_fix or code.permanent_fix} (docs/codes.md#{code.id.lower()})"
+    )
+    return " ".join(text.split())

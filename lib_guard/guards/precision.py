@@ -1,0 +1,341 @@
+"""The precision guard: within a boundary every operation gets operands of one floating dtype.
+
+Nothing is cast ahead of a failure: a call with unequal dtypes is healthy under autocast, under a host's manual cast
+and wherever an operation promotes by itself, and a healthy generation must keep every bit. So the boundary's parts run
+under `Reconcile`, which acts on the operation that raises. In a VAE of one dtype that operation is computed in the
+VAE's dtype, which is the entry cast that the caller forgot; in a VAE of several, in the dtype that loses nothing.
+
+What a caller gets back it gets in the dtype that it came with: with the input cast alone, SD.Next's img2img fails in
+the UNet instead of the VAE. The latents are *sampled* in the VAE's dtype first, as diffusers does itself where it
+upcasts (pipeline_stable_diffusion_xl_img2img.py:772), so the picture is that of a healthy configuration bit for bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import FrameType
+from typing import Any
+
+import torch
+
+from ..findings import Finding, Primitive, Repair
+from ..hooks import Attachments
+from ..hosts.base import ENCODE, Boundary
+from ..settings import FIX
+from ..tensors.census import Census, take_census
+from ..tensors.dtypes import dtype_name, is_compute, promoted
+from ..tensors.reconcile import Mismatch, Reconcile
+from .base import GuardContext
+
+_PASSED = {"encode": "a {} picture", "decode": "{} latents"}
+
+
+class PrecisionGuard:
+    """See the module's docstring. Guards the VAE's encode and decode."""
+
+    name = "precision"
+
+    def __init__(self, context: GuardContext) -> None:
+        self._context = context
+        self._attachments = Attachments()
+        self._crossings: list[_Crossing] = []
+
+    def attach(self) -> None:
+        """Put the pair of hooks on every part of every boundary, and the span on the method around them."""
+        for boundary in self._context.host.boundaries():
+            crossing = _Crossing(boundary, self._context)
+            self._crossings.append(crossing)
+            crossing.attach(self._attachments)
+
+    def detach(self) -> None:
+        """Take the hooks away; modes that an interrupt left entered do nothing from here on."""
+        self._attachments.detach()
+        for crossing in self._crossings:
+            crossing.disarm()
+        self._crossings.clear()
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A mismatch, without its tensors. path: the module it happened in, `` when that is not known."""
+
+    dtypes: tuple[torch.dtype, ...]
+    operation: str
+    path: str
+    target: torch.dtype | None
+    error: str
+
+
+@dataclass
+class _Call:
+    """One call of a part, or of the method that spans the parts.
+
+    caller: the dtype that it was spoken to in; None when no floating tensor was given. census: taken at the first
+    mismatch, because hosts convert a VAE between two calls.
+    """
+
+    caller: torch.dtype | None
+    mode: Reconcile | None = None
+    first: _Seen | None = None
+    operations: int = 0
+    seconds: float = 0.0
+    targets: set[torch.dtype] = field(default_factory=set)
+    census: Census | None = None
+    finite: bool = True
+
+    def take_over(self, part: _Call) -> None:
+        """Count a part's mismatches as one's own."""
+        self.first = self.first or part.first
+        self.census = self.census or part.census
+        self.operations += part.operations
+        self.seconds += part.seconds
+        self.targets |= part.targets
+
+
+class _ThreadState(threading.local):
+    """What one thread is in the middle of: a span at most, and the parts inside it."""
+
+    def __init__(self) -> None:
+        self.span: _Call | None = None
+        self.parts: list[_Call] = []
+
+
+class _Crossing:
+    """One boundary of one model, guarded."""
+
+    def __init__(self, boundary: Boundary, context: GuardContext) -> None:
+        self._boundary = boundary
+        self._context = context
+        self._repair = context.settings.precision == FIX
+        chosen = context.settings.vae_precision
+        self._compute: torch.dtype | None = None if chosen == "auto" else getattr(torch, chosen)
+        self._thread = _ThreadState()
+        self._entered: set[Reconcile] = set()
+
+    def attach(self, attachments: Attachments) -> None:
+        for _, module in self._boundary.modules:
+            attachments.around(module, self._before, self._after)
+        attachments.method(self._boundary.owner, self._boundary.method, self._spanning)
+
+    def disarm(self) -> None:
+        for mode in self._entered:
+            mode.inert = True
+
+    # The border: what torch calls. Each of these passes a failure of ours by.
+
+    def _before(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._guarded("entering", lambda: self._enter(_Call(_first_dtype(args, kwargs))), None)
+
+    def _after(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        # `always`: the mode was entered, so it must be left, whatever failed in between.
+        part = self._context.border.always("precision", f"leaving {self._boundary.name}", self._leave_part, None)
+        return (
+            None if part is None else self._guarded("finishing", lambda: self._finish_part(module, part, output), None)
+        )
+
+    def _spanning(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._span(_Call(_first_dtype(args, kwargs))) as span:
+                result = method(*args, **kwargs)
+                return self._guarded("handing back the result of", lambda: self._hand_back(span, result), result)
+
+        return call
+
+    def _guarded(self, doing: str, call: Callable[[], Any], otherwise: Any) -> Any:
+        return self._context.border.run("precision", f"{doing} {self._boundary.name}", call, otherwise)
+
+    # A part: one module called through __call__.
+
+    def _enter(self, part: _Call) -> None:
+        self._unwind()
+        part.mode = Reconcile(
+            lambda dtypes: self._guarded("choosing a dtype in", lambda: self._prefer(part, dtypes), None),
+            lambda mismatch: self._guarded("noting a mismatch in", lambda: self._note(part, mismatch), None),
+            repair=self._repair,
+            compute=self._compute,
+        )
+        part.mode.enter()
+        self._entered.add(part.mode)
+        self._thread.parts.append(part)
+
+    def _leave_part(self) -> _Call | None:
+        part = self._thread.parts.pop() if self._thread.parts else None
+        if part is not None and part.mode is not None:
+            self._leave_mode(part.mode)
+        return part
+
+    def _leave_mode(self, mode: Reconcile) -> None:
+        mode.leave()
+        self._entered.discard(mode)
+
+    def _unwind(self) -> None:
+        """Leave what an interrupt that is no `Exception` left entered: torch calls no hook then, not even `always`."""
+        while self._thread.parts:
+            self._leave_part()
+
+    def _finish_part(self, module: torch.nn.Module, part: _Call, output: Any) -> Any:
+        span = self._thread.span
+        if span is not None:
+            span.take_over(part)
+        call = span or part
+        if output is not None and call.targets:
+            call.finite = call.finite and _all_finite(output)
+        if output is not None and self._acted(call) and module is self._boundary.modules[-1][1]:
+            output = _cast_tensors(output, self._exit_dtype(call))
+        if span is None:
+            self._report(part)
+        return output
+
+    def _acted(self, call: _Call) -> bool:
+        return bool(call.targets) or self._compute is not None
+
+    def _exit_dtype(self, call: _Call) -> torch.dtype | None:
+        """What the boundary's last part hands out: never wider than caller, component and the user's choice ask for."""
+        dominant = (call.census or take_census(self._boundary.owner)).dominant
+        known = [dtype for dtype in (call.caller, dominant, self._compute) if dtype is not None]
+        return promoted(known) if known else None
+
+    # The span: the method that calls the parts.
+
+    @contextmanager
+    def _span(self, span: _Call) -> Iterator[_Call]:
+        self._unwind()
+        outer, self._thread.span = self._thread.span, span
+        try:
+            yield span
+        finally:
+            self._unwind()
+            self._thread.span = outer
+            self._guarded("reporting on", lambda: self._report(span), None)
+
+    def _hand_back(self, span: _Call, result: Any) -> Any:
+        if self._boundary.direction == ENCODE and self._acted(span) and span.caller is not None:
+            return _deliver(result, span.caller)
+        return result
+
+    # Judging and reporting.
+
+    def _prefer(self, part: _Call, dtypes: tuple[torch.dtype, ...]) -> torch.dtype | None:
+        part.census = part.census or take_census(self._boundary.owner)
+        return part.census.uniform if part.census.uniform in dtypes else None
+
+    def _note(self, part: _Call, mismatch: Mismatch) -> None:
+        part.census = part.census or take_census(self._boundary.owner)
+        if part.first is None:
+            path = _calling_module(self._boundary.owner)
+            part.first = _Seen(mismatch.dtypes, mismatch.operation, path, mismatch.target, mismatch.error)
+        part.operations += 1
+        part.seconds += mismatch.seconds
+        if mismatch.target is not None:
+            part.targets.add(mismatch.target)
+
+    def _report(self, call: _Call) -> None:
+        if call.first is None or call.census is None:
+            return
+        finding = self._finding(call, call.first, call.census)
+        self._context.report(finding, self._repaired(call) if call.targets else None)
+
+    def _finding(self, call: _Call, first: _Seen, census: Census) -> Finding:
+        code, saw = _judge(self._boundary, call, first, census)
+        evidence: dict[str, Primitive] = {
+            "module": first.path,
+            "operation": first.operation,
+            "dtypes": ", ".join(dtype_name(dtype) for dtype in first.dtypes),
+            "caller": dtype_name(call.caller) if call.caller else None,
+            "component": census.describe(),
+            "computed_in": dtype_name(promoted(call.targets)) if call.targets else None,
+            "error": first.error[:200],
+            "operations": call.operations,
+            "cause_key": census.describe(),
+        }
+        finding = Finding(code, "precision", self._boundary.component, self._boundary.direction, saw, evidence)
+        return replace(finding, permanent_fix=self._context.host.permanent_fix(finding))
+
+    def _repaired(self, call: _Call) -> Repair:
+        count = f"{call.operations} operation{'s' if call.operations != 1 else ''} cast"
+        proof = "result finite" if call.finite else ""
+        return Repair(
+            f"{self._boundary.direction}d in {dtype_name(promoted(call.targets))}, {count}", proof, call.seconds * 1000
+        )
+
+
+def _judge(boundary: Boundary, call: _Call, first: _Seen, census: Census) -> tuple[str, str]:
+    """The code of a mismatch, and the clause that tells it."""
+    where = f"{first.path or boundary.component}, {first.operation}"
+    quoted = f': "{" ".join(first.error.split())[:160]}"' if first.error else ""
+    if census.uniform is None:
+        return "LG103", f"the VAE is {census.describe()}, {boundary.direction} cannot pass {where}{quoted}"
+    own = dtype_name(census.uniform)
+    if call.caller is not None and call.caller != census.uniform:
+        code = "LG102" if boundary.direction == ENCODE else "LG101"
+        passed = _PASSED[boundary.direction].format(dtype_name(call.caller))
+        return code, f"{boundary.name} got {passed}, the VAE is {own} ({where}{quoted})"
+    foreign = next((dtype for dtype in first.dtypes if dtype != census.uniform), census.uniform)
+    inside = f"{boundary.name} and its input are {own}, but inside something made it {dtype_name(foreign)}"
+    return "LG104", f"{inside} ({where}{quoted})"
+
+
+def _calling_module(owner: torch.nn.Module) -> str:
+    """The path of the innermost module of `owner` whose method is being executed; `` when there is none.
+
+    The frames tell it where the operands cannot: a layer that casts its weight hands a copy to the operation.
+    """
+    paths = {id(module): path for path, module in owner.named_modules()}
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        path = paths.get(id(frame.f_locals.get("self")))
+        if path:
+            return str(path)
+        frame = frame.f_back
+    return ""
+
+
+def _first_dtype(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.dtype | None:
+    values = (*args, *kwargs.values())
+    return next((v.dtype for v in values if isinstance(v, torch.Tensor) and is_compute(v)), None)
+
+
+def _all_finite(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return not is_compute(value) or bool(torch.isfinite(value).all())
+    return all(_all_finite(item) for item in value) if isinstance(value, (tuple, list)) else True
+
+
+def _cast_tensors(value: Any, dtype: torch.dtype | None) -> Any:
+    if dtype is None:
+        return value
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype) if is_compute(value) else value
+    if type(value) in (tuple, list):
+        return type(value)(_cast_tensors(item, dtype) for item in value)
+    return value
+
+
+def _deliver(result: Any, dtype: torch.dtype) -> Any:
+    """An encode's result in the caller's dtype.
+
+    Latents are cast. A distribution keeps its parameters as computed and casts what is drawn from it: drawing in the
+    narrow dtype would round mean and deviation first. The distribution belongs to this one call, so that nothing has
+    to be put back.
+    """
+    if isinstance(result, torch.Tensor):
+        return result.to(dtype) if is_compute(result) else result
+    if type(result) in (tuple, list):
+        return type(result)(_deliver(item, dtype) for item in result)
+    if isinstance(result, dict):  # diffusers' outputs are ordered dicts whose fields are attributes too
+        for key, item in list(result.items()):
+            result[key] = _deliver(item, dtype)
+        return result
+    for name in ("sample", "mode"):
+        if callable(draw := getattr(result, name, None)):
+            setattr(result, name, functools.partial(_draw, draw, dtype))
+    return result
+
+
+def _draw(draw: Callable[..., torch.Tensor], dtype: torch.dtype, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return draw(*args, **kwargs).to(dtype)

@@ -1,0 +1,1 @@
+"""All that LibGuard knows of WebUIs. Only these files import a host's modules; guards see a `Host`."""
