@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from .findings import Finding
+from .findings import LIBGUARD, Finding
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def _own_failure(guard: str, doing: str, error: Exception) -> Finding:
     return Finding(
         code="LG001",
         guard=guard,
-        component="libguard",
+        component=LIBGUARD,
         direction="",
         saw=f"LibGuard failed while {doing} ({type(error).__name__} at {place}: {str(error)[:200]})",
         evidence={"doing": doing, "error": type(error).__name__, "place": place, "cause_key": place},

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import __version__, console
-from .findings import Finding
+from .findings import LIBGUARD, Finding
 from .guards import GUARDS
 from .hooks import sweep
 from .hosts.base import Host
@@ -33,7 +33,7 @@ class Extension:
         self.watches = None if self.host is None or missing else Watches(self.host, LEDGER)
         self._status: dict[str, Any] = {}
         if missing:
-            console.say(Finding("LG004", "libguard", "libguard", "", "; ".join(missing)), None)
+            console.say(Finding("LG004", LIBGUARD, LIBGUARD, "", "; ".join(missing)), None)
         elif self.host is not None:
             guards = ", ".join(kind.name for kind in GUARDS)
             console.LOGGER.info("%s on %s, guards: %s", __version__, self.host.title, guards)

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+#: The name under which LibGuard speaks of itself, where a guard's would stand.
+LIBGUARD = "libguard"
+
 #: Evidence and the like: JSON primitives only, so that a record can be saved, sent and shown without a second thought.
 Primitive = str | int | float | bool | None
 
@@ -16,7 +19,7 @@ class Code:
     """One kind of fault.
 
     title: what it is, in a few words. cause: how it usually comes about. cure: what LibGuard does about it.
-    permanent_fix: how to be rid of the cause; a host's adapter may know it more exactly (`Host.permanent_fix`).
+    permanent_fix: how to be rid of the cause. A host's adapter may know both more exactly (`Host.explain`).
     """
 
     id: str
@@ -95,7 +98,7 @@ class Finding:
 
     code: a key of `CODES`. guard: the guard's name, or `libguard`. component: whose fault it is about (`vae`).
     direction: `decode`, `encode` or empty. saw: the fault in one clause, for a person. evidence: the same as values.
-    cause, permanent_fix: more exact than the code's own, where the guard or the host knows better; else empty.
+    cause, permanent_fix: more exact than the code's own, where the host knows better; else empty.
     """
 
     code: str
@@ -134,18 +137,23 @@ class Repair:
         return bool(self.proof)
 
 
+def outcome(finding: Finding, repair: Repair | None) -> str:
+    """What was done, in a clause; what LibGuard does about its own troubles is the code's cure and needs no repair."""
+    if repair is not None:
+        return f"{repair.did}, {repair.proof or 'not proven'}, {repair.milliseconds:.1f} ms"
+    if finding.guard == LIBGUARD or finding.code == "LG001":
+        return CODES[finding.code].cure.rstrip(".")
+    return "left as it is (policy Warn)"
+
+
 def sentence(finding: Finding, repair: Repair | None) -> str:
     """The one line for the console, without LibGuard's name: code, what was wrong, what was done, cause, lasting fix.
 
     Every part is LibGuard's own wording or a value it has cut to size; line breaks cannot come in.
     """
     code = CODES[finding.code]
-    if repair is None:
-        done = "left as it is"
-    else:
-        done = f"{repair.did}, {repair.proof or 'not proven'}, {repair.milliseconds:.1f} ms"
     text = (
-        f"{code.id} {finding.guard}: {finding.saw} -> {done}. Cause: {finding.cause or code.cause}"
+        f"{code.id} {finding.guard}: {finding.saw} -> {outcome(finding, repair)}. Cause: {finding.cause or code.cause}"
         f" Permanent fix: {finding.permanent_fix or code.permanent_fix} (docs/codes.md#{code.id.lower()})"
     )
     return " ".join(text.split())

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import console
 from .border import Border
-from .findings import Finding, Repair
+from .findings import LIBGUARD, Finding, Repair
 from .guards import GUARDS, Guard, GuardContext
 from .hosts.base import Host
 from .ledger import Generation, Ledger
@@ -62,15 +62,15 @@ class Watches:
     def begin(self, request: Any, args: Sequence[object]) -> None:
         """A generation begins: end what a failure left open, read its settings, attach the guards they ask for."""
         self._border.reset()
-        self._border.run("libguard", "beginning a generation", lambda: self._begin(request, args), None)
+        self._border.run(LIBGUARD, "beginning a generation", lambda: self._begin(request, args), None)
 
     def note(self, request: Any) -> None:
         """Pictures are about to be written: have them carry what LibGuard did, if it did anything."""
-        self._border.run("libguard", "writing infotext", lambda: self._note(request), None)
+        self._border.run(LIBGUARD, "writing infotext", lambda: self._note(request), None)
 
     def end(self, request: Any, outcome: str = "finished") -> None:
         """A generation has ended. Ending it again does nothing."""
-        self._border.always("libguard", "ending a generation", lambda: self._end_of(request, outcome), None)
+        self._border.always(LIBGUARD, "ending a generation", lambda: self._end_of(request, outcome), None)
 
     def end_all(self) -> None:
         """LibGuard is being unloaded: take everything off the model."""
@@ -113,7 +113,7 @@ class Watches:
         at_last.atexit = False  # type: ignore[misc] # typeshed takes the property for a slot
 
     def _end_quietly(self, watch: Watch) -> None:
-        self._border.always("libguard", "ending a generation", lambda: self._end(watch, "failed"), None)
+        self._border.always(LIBGUARD, "ending a generation", lambda: self._end(watch, "failed"), None)
 
     def _end_of(self, request: Any, outcome: str) -> None:
         watch = self._watch_of(request)
@@ -182,4 +182,4 @@ class Watches:
 
 def _rejected(code: str, problems: list[str]) -> Finding:
     what = "script arguments" if code == "LG002" else "settings"
-    return Finding(code, "libguard", "libguard", "", f"{what}: {'; '.join(problems)}", {"problems": len(problems)})
+    return Finding(code, LIBGUARD, LIBGUARD, "", f"{what}: {'; '.join(problems)}", {"problems": len(problems)})

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch
 
 from ..findings import Finding, Primitive, Repair
 from ..hooks import Attachments
-from ..hosts.base import ENCODE, Boundary
+from ..hosts.base import DECODE, ENCODE, Boundary
 from ..settings import FIX
 from ..tensors.census import Census, take_census
 from ..tensors.dtypes import dtype_name, is_compute, promoted
@@ -185,11 +185,16 @@ class _Crossing:
         call = span or part
         if output is not None and call.targets:
             call.finite = call.finite and _all_finite(output)
-        if output is not None and self._acted(call) and module is self._boundary.modules[-1][1]:
+        if output is not None and self._acted(call) and self._is_exit(module, span):
             output = _cast_tensors(output, self._exit_dtype(call))
         if span is None:
             self._report(part)
         return output
+
+    def _is_exit(self, module: torch.nn.Module, span: _Call | None) -> bool:
+        """Whether what this part returns leaves the boundary; of an encode it is drawn from first (`_hand_back`)."""
+        last = module is self._boundary.modules[-1][1]
+        return last and (span is None or self._boundary.direction == DECODE)
 
     def _acted(self, call: _Call) -> bool:
         return bool(call.targets) or self._compute is not None
@@ -254,7 +259,7 @@ class _Crossing:
             "cause_key": census.describe(),
         }
         finding = Finding(code, "precision", self._boundary.component, self._boundary.direction, saw, evidence)
-        return replace(finding, permanent_fix=self._context.host.permanent_fix(finding))
+        return self._context.host.explain(finding)
 
     def _repaired(self, call: _Call) -> Repair:
         count = f"{call.operations} operation{'s' if call.operations != 1 else ''} cast"

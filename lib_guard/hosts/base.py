@@ -62,5 +62,5 @@ class Host(Protocol):
     def write_infotext(self, request: Any, values: Mapping[str, str]) -> None:
         """Have the pictures of a request carry these values."""
 
-    def permanent_fix(self, finding: Finding) -> str:
-        """How to be rid of a finding's cause on this host, by its own names; empty to use the code's."""
+    def explain(self, finding: Finding) -> Finding:
+        """The finding with its cause and permanent fix in this host's own names, where the host shows them."""

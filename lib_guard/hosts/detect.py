@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import importlib
 
 from .base import Host
 from .diffusers import DiffusersHost
@@ -10,6 +10,7 @@ from .diffusers import DiffusersHost
 
 def find_host() -> Host | None:
     """The adapter of the WebUI that this process is; None when there is none for it."""
-    if find_spec("modules.embedded_host") is not None:
+    modules = importlib.import_module("modules")
+    if getattr(modules, "EMBEDDED_HOST", False):
         return DiffusersHost()
     return None

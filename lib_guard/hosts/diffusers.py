@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
 from types import FrameType
 from typing import Any
@@ -44,6 +45,12 @@ def vae_boundaries(vae: object) -> list[Boundary]:
 def _is_compiled(module: torch.nn.Module) -> bool:
     scripted = isinstance(module, torch.jit.ScriptModule)
     return scripted or hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+#: The pipelines convert such a VAE to float32 themselves; some never convert it back
+#: (pipeline_controlnet_inpaint_sd_xl.py:1856, pipeline_aura_flow.py:661, diffusers #8391).
+_UPCAST_LEFT = "The pipeline converted the VAE to float32 (its config says force_upcast) and did not convert it back."
+_UPCAST_FIX = "Use a VAE that works in half precision and whose config says so, such as an fp16-fix one."
 
 
 class DiffusersHost:
@@ -104,8 +111,22 @@ class DiffusersHost:
         """See `Host`."""
         request.extra_generation_params.update(values)
 
-    def permanent_fix(self, finding: Finding) -> str:
+    def explain(self, finding: Finding) -> Finding:
         """See `Host`."""
-        if finding.code in ("LG101", "LG102") and self.options().get("no_half_vae"):
-            return 'Settings > "Full precision VAE (no_half_vae)": off, or set the model precision to FP32.'
-        return ""
+        if finding.code not in ("LG101", "LG102") or finding.evidence.get("component") != "float32":
+            return finding
+        if self.options().get("no_half_vae"):
+            return replace(
+                finding,
+                cause='The option "no_half_vae" keeps the VAE in float32 while the model is not.',
+                permanent_fix='Settings > "no_half_vae" off, or "cuda_dtype" FP32.',
+            )
+        if self._upcasts_by_itself():
+            return replace(finding, cause=_UPCAST_LEFT, permanent_fix=_UPCAST_FIX)
+        return finding
+
+    def _upcasts_by_itself(self) -> bool:
+        from modules import sd_models
+
+        config = getattr(getattr(sd_models.model_data.sd_model, "vae", None), "config", None)
+        return bool(getattr(config, "force_upcast", False))

@@ -128,8 +128,11 @@ class Reconcile(TorchFunctionMode):
         """Align the operands ahead of a call: for a chosen compute dtype, or on a device that would abort."""
         if self._compute is not None:
             return _cast(args, self._compute), _cast(kwargs, self._compute)
+        first = next(_tensors(args), None)
+        if not self._repair or first is None or first.device.type not in self._aborting:
+            return args, kwargs
         operands = tuple(_floating(args, kwargs))
-        if not self._repair or not _differ(operands) or operands[0].device.type not in self._aborting:
+        if not _differ(operands):
             return args, kwargs
         started = time.perf_counter()
         target = self._target(func, args, kwargs, operands)

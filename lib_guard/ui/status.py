@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from ..findings import CODES
+from ..findings import CODES, outcome
 from ..ledger import Entry, Generation
 
 
@@ -35,10 +35,9 @@ def _paragraph(entry: Entry) -> str:
     finding, repair = entry.finding, entry.repair
     code = CODES[finding.code]
     times = f" ({entry.count} times)" if entry.count > 1 else ""
-    done = "Left as it is." if repair is None else f"{repair.did}, {repair.proof or 'not proven'}."
     kind = "repaired" if repair else "noted"
     return (
         f'<p class="lib-guard-{kind}"><b>{escape(finding.code)}</b> {escape(code.title)}{times}.<br>'
-        f"{escape(finding.saw)}.<br><b>{escape(done)}</b> {entry.milliseconds:.1f} ms<br>"
+        f"{escape(finding.saw)}.<br><b>{escape(outcome(finding, repair))}</b><br>"
         f"Permanent fix: {escape(finding.permanent_fix or code.permanent_fix)}</p>"
     )
