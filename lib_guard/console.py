@@ -12,7 +12,8 @@ from .findings import Finding, Repair, sentence
 
 LOGGER = logging.getLogger("lib_guard")
 
-#: Choices of the setting: the name, and the level it stands for.
+#: The host's setting that holds the level, and its choices: the name, and the level it stands for.
+OPTION = "lib_guard_console"
 LEVELS = {"normal": logging.INFO, "warnings only": logging.WARNING, "silent": logging.CRITICAL + 1}
 
 _COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.INFO: "\x1b[36m"}
@@ -53,7 +54,12 @@ def set_up(level: str) -> None:
         LOGGER.removeHandler(handler)
     LOGGER.addHandler(_Handler())
     LOGGER.propagate = False
-    LOGGER.setLevel(LEVELS.get(level, logging.INFO))
+    set_level(level)
+
+
+def set_level(level: object) -> None:
+    """Set how much is said, by a key of `LEVELS`; anything else means `normal`."""
+    LOGGER.setLevel(LEVELS.get(str(level), logging.INFO))
 
 
 def say(finding: Finding, repair: Repair | None) -> None:

@@ -53,7 +53,9 @@ class Watches:
 
     def defaults(self) -> Settings:
         """The user's defaults from the host's settings; broken values are said once, and are the built-in ones."""
-        settings, problems = from_options(self._host.options())
+        options = self._host.options()
+        console.set_level(options.get(console.OPTION, "normal"))
+        settings, problems = from_options(options)
         if problems and problems != self._said_options:
             console.say(_rejected("LG003", problems), None)
         self._said_options = problems

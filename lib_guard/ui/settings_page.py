@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..console import LEVELS
+from ..console import LEVELS, OPTION
 from ..settings import FIELDS, Settings, shown
 
 SECTION = ("lib_guard", "LibGuard")
@@ -22,7 +22,7 @@ def add_options(shared: Any) -> None:
         component, arguments = (gr.Checkbox, {}) if field.choices is None else (gr.Radio, {"choices": [*field.choices]})
         default = shown(field, getattr(fresh, field.name))
         _add(shared, field.option, default, f"{field.label} (default of new pages)", component, arguments)
-    _add(shared, "lib_guard_console", "normal", "Console", gr.Radio, {"choices": list(LEVELS)})
+    _add(shared, OPTION, "normal", "Console", gr.Radio, {"choices": list(LEVELS)})
 
 
 def _add(shared: Any, key: str, default: Any, label: str, component: Any, arguments: dict[str, Any]) -> None:

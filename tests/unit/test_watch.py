@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import pytest
 
+from lib_guard import console
 from lib_guard import watch as watch_module
 from lib_guard.findings import Finding, Repair
 from lib_guard.guards import GuardContext
@@ -84,6 +85,7 @@ def world(monkeypatch):
     """Host, ledger and watches, with the one guard `Spy`."""
     monkeypatch.setattr(watch_module, "GUARDS", (Spy,))
     Spy.log, Spy.trouble = [], ""
+    console.set_up("normal")
     host, ledger = Host(), Ledger()
     return SimpleNamespace(host=host, ledger=ledger, watches=Watches(host, ledger))
 

@@ -1,0 +1,68 @@
+"""LoRA and textual inversion files for the tiny models, as trainers write them."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from demo.models.sizes import SIZES
+
+#: Strong enough that a LoRA at weight 1 is visible in a two-step picture.
+STRENGTH = 0.5
+
+#: The attention layers that trainers touch by default.
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def _targets(module: nn.Module, ends: tuple[str, ...]) -> dict[str, nn.Linear]:
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and name.endswith(tuple("." + end for end in ends))
+    }
+
+
+def _pair(name: str, layer: nn.Linear, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A down matrix (rank, in) and an up matrix (out, rank), float16 as trainers store them."""
+    generator = torch.Generator().manual_seed(seed * 7919 + zlib.crc32(name.encode()))
+    rank = SIZES.lora_rank
+    down = torch.randn(rank, layer.in_features, generator=generator) * layer.in_features**-0.5
+    up = torch.randn(layer.out_features, rank, generator=generator) * STRENGTH
+    return down.half(), up.half()
+
+
+def write_kohya(path: Path, parts: dict[str, nn.Module], seed: int) -> None:
+    """Write a LoRA in kohya's form; `parts` maps its prefixes ("lora_unet", "lora_te") to modules."""
+    tensors: dict[str, torch.Tensor] = {}
+    for prefix, module in parts.items():
+        for name, layer in _targets(module, TEXT_ATTENTION if "_te" in prefix else ATTENTION).items():
+            down, up = _pair(prefix + name, layer, seed)
+            key = f"{prefix}_{name.replace('.', '_')}"
+            tensors[f"{key}.lora_down.weight"] = down
+            tensors[f"{key}.lora_up.weight"] = up
+            tensors[f"{key}.alpha"] = torch.tensor(float(SIZES.lora_rank), dtype=torch.float16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={"ss_network_module": "networks.lora"})
+
+
+def write_peft(path: Path, unet: nn.Module, seed: int) -> None:
+    """Write a LoRA of the UNet's attention in PEFT's form."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, layer in _targets(unet, ATTENTION).items():
+        down, up = _pair(name, layer, seed)
+        tensors[f"unet.{name}.lora_A.weight"] = down
+        tensors[f"unet.{name}.lora_B.weight"] = up
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def write_embedding(path: Path, width: int, vectors: int, seed: int) -> None:
+    """Write a textual inversion of `vectors` tokens, each `width` floats wide."""
+    generator = torch.Generator().manual_seed(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"emb_params": torch.randn(vectors, width, generator=generator)}, path)
