@@ -143,9 +143,9 @@ def start(
     """Start a host and return it when it answers.
 
     Settings are kept in `data_dir/config.json`. The models are built in `models_dir` (default `data_dir/models`) if they
-    are not there, so that hosts with settings of their own can share them. `order` is "a1111" or "sdnext". This repository is
-    the first extension unless `own_extension` is False; `extensions` are further extension folders. Port 0 is any free
-    one.
+    are not there, so that hosts with settings of their own can share them. `order` is "a1111" or "sdnext". This
+    repository is the first extension unless `own_extension` is False; `extensions` are further extension folders.
+    Port 0 is any free one.
     """
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()

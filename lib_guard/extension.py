@@ -11,6 +11,7 @@ from .guards import GUARDS
 from .hooks import sweep
 from .hosts.base import Host
 from .hosts.detect import find_host
+from .hosts.seams import missing
 from .ledger import LEDGER
 from .settings import Settings
 from .ui import accordion
@@ -29,14 +30,16 @@ class Extension:
     def __init__(self) -> None:
         console.set_up("normal")
         self.host: Host | None = find_host()
-        missing = ["no adapter knows this WebUI"] if self.host is None else list(self.host.missing_seams())
-        self.watches = None if self.host is None or missing else Watches(self.host, LEDGER)
+        lacking = {LIBGUARD: ["no adapter knows this WebUI"]} if self.host is None else missing(self.host.seams)
+        for guard, problems in lacking.items():
+            console.say(Finding("LG004", guard, LIBGUARD, "", "; ".join(problems)), None)
+        served = [kind for kind in GUARDS if kind.name not in lacking]
+        usable = self.host is not None and LIBGUARD not in lacking
+        self.watches = Watches(self.host, LEDGER, served) if self.host is not None and usable else None
         self._status: dict[str, Any] = {}
-        if missing:
-            console.say(Finding("LG004", LIBGUARD, LIBGUARD, "", "; ".join(missing)), None)
-        elif self.host is not None:
-            guards = ", ".join(kind.name for kind in GUARDS)
-            console.LOGGER.info("%s on %s, guards: %s", __version__, self.host.title, guards)
+        if self.watches and self.host:
+            names = ", ".join(kind.name for kind in served) or "none"
+            console.LOGGER.info("%s on %s, guards: %s", __version__, self.host.title, names)
 
     def build_ui(self, tab: str, elem_id: Callable[[str], str]) -> accordion.Accordion:
         """The accordion of one tab, filled with the user's defaults."""

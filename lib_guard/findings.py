@@ -141,7 +141,7 @@ def outcome(finding: Finding, repair: Repair | None) -> str:
     """What was done, in a clause; what LibGuard does about its own troubles is the code's cure and needs no repair."""
     if repair is not None:
         return f"{repair.did}, {repair.proof or 'not proven'}, {repair.milliseconds:.1f} ms"
-    if finding.guard == LIBGUARD or finding.code == "LG001":
+    if finding.component == LIBGUARD:
         return CODES[finding.code].cure.rstrip(".")
     return "left as it is (policy Warn)"
 

@@ -15,7 +15,7 @@ from typing import Any
 from . import console
 from .border import Border
 from .findings import LIBGUARD, Finding, Repair
-from .guards import GUARDS, Guard, GuardContext
+from .guards import Guard, GuardContext
 from .hosts.base import Host
 from .ledger import Generation, Ledger
 from .settings import OFF, Settings, from_args, from_options, to_infotext
@@ -43,9 +43,11 @@ class Watches:
     taken off and put back afterwards, so that only one policy is ever attached to a model.
     """
 
-    def __init__(self, host: Host, ledger: Ledger) -> None:
+    def __init__(self, host: Host, ledger: Ledger, kinds: Sequence[type[Guard]]) -> None:
+        """kinds: the guards that this host can serve, in the order in which they are attached."""
         self._host = host
         self._ledger = ledger
+        self._kinds = kinds
         self._border = Border(self._report_failure)
         self._open: list[Watch] = []
         self._lock = threading.RLock()
@@ -146,7 +148,7 @@ class Watches:
 
     def _attach(self, watch: Watch) -> None:
         context = GuardContext(self._host, watch.settings, self._border, partial(self._report, watch))
-        for kind in GUARDS:
+        for kind in self._kinds:
             if watch.settings.policy(kind.name) != OFF:
                 self._border.run(kind.name, "attaching", partial(self._attach_one, watch, kind, context), None)
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from ..findings import Finding
+from .seams import Seam
 
 ENCODE, DECODE = "encode", "decode"
 
@@ -40,9 +41,8 @@ class Host(Protocol):
 
     #: As users know it, with its version: `SD.Next 058a7f0`.
     title: str
-
-    def missing_seams(self) -> Sequence[str]:
-        """What of the host LibGuard relies on and did not find, each in a clause; empty on a host that is known."""
+    #: What of the host LibGuard relies on.
+    seams: tuple[Seam, ...]
 
     def boundaries(self) -> Sequence[Boundary]:
         """The boundaries of the model that is loaded now; empty when none is."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
+from pathlib import Path
 
-from .base import Host
 from .diffusers import DiffusersHost
+from .webui import WebUiHost
+
+#: In the order in which they are asked: the more special ones first.
+ADAPTERS: tuple[type[WebUiHost], ...] = (DiffusersHost,)
 
 
-def find_host() -> Host | None:
+def find_host() -> WebUiHost | None:
     """The adapter of the WebUI that this process is; None when there is none for it."""
-    modules = importlib.import_module("modules")
-    if getattr(modules, "EMBEDDED_HOST", False):
-        return DiffusersHost()
-    return None
+    return next((adapter() for adapter in ADAPTERS if adapter.is_here()), None)
+
+
+def find_adapter(folder: Path) -> type[WebUiHost] | None:
+    """The adapter of the WebUI in a folder; None when there is none for it. Nothing of the folder is executed."""
+    return next((adapter for adapter in ADAPTERS if adapter.is_folder(folder)), None)

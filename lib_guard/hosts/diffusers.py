@@ -1,27 +1,22 @@
 """Boundaries of a diffusers pipeline, and the host whose model is one: the embedded host of `demo/`.
 
-Seams (diffusers 0.39, the embedded host):
-  AutoencoderKL.encode / .decode        plain methods, autoencoder_kl.py:250, :305; the pipelines call only these
+Of diffusers (0.39) this relies on:
+  AutoencoderKL.encode / .decode        plain methods, autoencoder_kl.py:171, :214; the pipelines call only these
   .quant_conv, .post_quant_conv         None where the config says use_quant_conv=False (SD3, Flux)
   .encoder, .decoder, the two above     called through __call__, so hooks fire; tiling calls them once a tile
-  modules.sd_models.model_data.sd_model the pipeline, None before the first load
-  modules.shared.opts.data              the settings
-  p.close()                             always called, also after a failure
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import wraps
-from types import FrameType
-from typing import Any
 
 import torch
 
 from ..findings import Finding
 from .base import DECODE, ENCODE, Boundary
+from .seams import Seam
+from .webui import COMMON_SEAMS, WebUiHost
 
 #: Which parts of a VAE a direction runs through, in that order.
 _VAE_PARTS = {ENCODE: ("encoder", "quant_conv"), DECODE: ("post_quant_conv", "decoder")}
@@ -53,63 +48,27 @@ _UPCAST_LEFT = "The pipeline converted the VAE to float32 (its config says force
 _UPCAST_FIX = "Use a VAE that works in half precision and whose config says so, such as an fp16-fix one."
 
 
-class DiffusersHost:
+class DiffusersHost(WebUiHost):
     """The embedded host."""
 
     title = "the embedded host"
+    seams = (
+        *COMMON_SEAMS,
+        Seam("modules.sd_models", "model_data", "demo/webui/modules/sd_models.py", "holds the pipeline as `sd_model`"),
+    )
 
-    def missing_seams(self) -> Sequence[str]:
-        """See `Host`."""
-        from modules import sd_models, shared
+    @classmethod
+    def is_here(cls) -> bool:
+        """See `WebUiHost`."""
+        import modules
 
-        wanted = {
-            "modules.sd_models.model_data": hasattr(sd_models, "model_data"),
-            "shared.opts": hasattr(shared, "opts"),
-        }
-        return [f"{name} is missing" for name, there in wanted.items() if not there]
+        return bool(getattr(modules, "EMBEDDED_HOST", False))
 
     def boundaries(self) -> Sequence[Boundary]:
         """See `Host`."""
         from modules import sd_models
 
         return vae_boundaries(getattr(sd_models.model_data.sd_model, "vae", None))
-
-    def options(self) -> Mapping[str, object]:
-        """See `Host`."""
-        from modules import shared
-
-        options: Mapping[str, object] = shared.opts.data
-        return options
-
-    def tab(self, request: Any) -> str:
-        """See `Host`."""
-        return "img2img" if hasattr(request, "init_images") else "txt2img"
-
-    def on_end(self, request: Any, call: Callable[[], None]) -> None:
-        """See `Host`. The request lives for one generation, so its `close` needs no way back."""
-        close = request.close
-
-        @wraps(close)
-        def close_and_call() -> None:
-            try:
-                close()
-            finally:
-                call()
-
-        request.close = close_and_call
-
-    def is_running(self, request: Any) -> bool:
-        """See `Host`. A call that works on the request holds it as its local `p`, as every host names it."""
-        frame: FrameType | None = sys._getframe()
-        while frame is not None:
-            if frame.f_code.co_name.startswith("process_images") and frame.f_locals.get("p") is request:
-                return True
-            frame = frame.f_back
-        return False
-
-    def write_infotext(self, request: Any, values: Mapping[str, str]) -> None:
-        """See `Host`."""
-        request.extra_generation_params.update(values)
 
     def explain(self, finding: Finding) -> Finding:
         """See `Host`."""

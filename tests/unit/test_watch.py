@@ -10,7 +10,6 @@ from typing import ClassVar
 import pytest
 
 from lib_guard import console
-from lib_guard import watch as watch_module
 from lib_guard.findings import Finding, Repair
 from lib_guard.guards import GuardContext
 from lib_guard.ledger import Ledger
@@ -81,13 +80,12 @@ class Spy:
 
 
 @pytest.fixture
-def world(monkeypatch):
+def world():
     """Host, ledger and watches, with the one guard `Spy`."""
-    monkeypatch.setattr(watch_module, "GUARDS", (Spy,))
     Spy.log, Spy.trouble = [], ""
     console.set_up("normal")
     host, ledger = Host(), Ledger()
-    return SimpleNamespace(host=host, ledger=ledger, watches=Watches(host, ledger))
+    return SimpleNamespace(host=host, ledger=ledger, watches=Watches(host, ledger, (Spy,)))
 
 
 def spy(world) -> Spy:

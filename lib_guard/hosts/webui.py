@@ -1,0 +1,84 @@
+"""What all WebUIs have in common; an adapter overrides where its host differs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ..findings import Finding
+from .base import Boundary
+from .seams import Seam
+
+#: Seams that LibGuard stands on in every WebUI, whatever guards are on.
+COMMON_SEAMS = (
+    Seam("modules.shared", "opts", "modules/shared.py", "the settings; `opts.data` holds them by key"),
+    Seam("modules.scripts", "AlwaysVisible", "modules/scripts.py", "marks a script that is part of every generation"),
+    Seam("modules.script_callbacks", "on_ui_settings", "modules/script_callbacks.py", "where options are added"),
+    Seam("modules.processing", "process_images", "modules/processing.py", "a generation; its local `p` is the request"),
+)
+
+
+class WebUiHost:
+    """A WebUI of the family that began with AUTOMATIC1111's."""
+
+    title = "a WebUI"
+    seams: tuple[Seam, ...] = COMMON_SEAMS
+
+    @classmethod
+    def is_here(cls) -> bool:
+        """Whether this process is that WebUI. Loads no model."""
+        return False
+
+    @classmethod
+    def is_folder(cls, folder: Path) -> bool:
+        """Whether a folder holds that WebUI. Executes nothing of it."""
+        return False
+
+    def boundaries(self) -> Sequence[Boundary]:
+        """See `Host`."""
+        return ()
+
+    def options(self) -> Mapping[str, object]:
+        """See `Host`."""
+        from modules import shared
+
+        options: Mapping[str, object] = shared.opts.data
+        return options
+
+    def tab(self, request: Any) -> str:
+        """See `Host`."""
+        return "img2img" if hasattr(request, "init_images") else "txt2img"
+
+    def on_end(self, request: Any, call: Callable[[], None]) -> None:
+        """See `Host`. The request lives for one generation, so its `close` needs no way back."""
+        close = request.close
+
+        @wraps(close)
+        def close_and_call() -> None:
+            try:
+                close()
+            finally:
+                call()
+
+        request.close = close_and_call
+
+    def is_running(self, request: Any) -> bool:
+        """See `Host`. What works on a request holds it as its local `p`, as every WebUI names it."""
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            if frame.f_code.co_name.startswith("process_images") and frame.f_locals.get("p") is request:
+                return True
+            frame = frame.f_back
+        return False
+
+    def write_infotext(self, request: Any, values: Mapping[str, str]) -> None:
+        """See `Host`."""
+        request.extra_generation_params.update(values)
+
+    def explain(self, finding: Finding) -> Finding:
+        """See `Host`."""
+        return finding
