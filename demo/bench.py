@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import sys
 import threading
@@ -15,9 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-# Before diffusers and gradio are imported: they read these once.
-os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", DIFFUSERS_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False")
 
 import diffusers
 import transformers
@@ -84,10 +80,11 @@ class Bench:
         from modules import webui
 
         config = uvicorn.Config(
-            webui.build(self.reload_ui),
+            webui.build(self._reload_soon),
             host="127.0.0.1",
             port=self.port,
-            log_level="warning",
+            # It would print a traceback for every page that is open while the server goes down.
+            log_level="critical",
             # A page left open keeps a stream open, which must not keep the server from going down.
             timeout_graceful_shutdown=1,
         )
@@ -106,6 +103,10 @@ class Bench:
             self._server.should_exit = True
             self._thread.join(timeout=10)
         self._server = self._thread = None
+
+    def _reload_soon(self) -> None:
+        """Reload UI, asked for through the server: its answer has to leave before the server goes down."""
+        threading.Timer(0.2, self.reload_ui).start()
 
     def reload_ui(self) -> None:
         """Reload UI: the scripts are executed anew as new modules, the model stays and is not announced again."""
@@ -142,8 +143,8 @@ def start(
 ) -> Bench:
     """Start a host and return it when it answers.
 
-    Settings are kept in `data_dir/config.json`. The models are built in `models_dir` (default `data_dir/models`) if they
-    are not there, so that hosts with settings of their own can share them. `order` is "a1111" or "sdnext". This
+    Settings are kept in `data_dir/config.json`. The models are built in `models_dir` (default `data_dir/models`) if
+    they are not there, so that hosts with settings of their own can share them. `order` is "a1111" or "sdnext". This
     repository is the first extension unless `own_extension` is False; `extensions` are further extension folders.
     Port 0 is any free one.
     """

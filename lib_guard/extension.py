@@ -17,9 +17,6 @@ from .settings import Settings
 from .ui import accordion
 from .watch import Watches
 
-#: What every generation writes to, success or not, by its element id without the tab's name.
-_RENEWED = ("html_log_{tab}", "{tab}_gallery")
-
 
 class Extension:
     """One load of LibGuard into one host.
@@ -36,7 +33,6 @@ class Extension:
         served = [kind for kind in GUARDS if kind.name not in lacking]
         usable = self.host is not None and LIBGUARD not in lacking
         self.watches = Watches(self.host, LEDGER, served) if self.host is not None and usable else None
-        self._status: dict[str, Any] = {}
         if self.watches and self.host:
             names = ", ".join(kind.name for kind in served) or "none"
             console.LOGGER.info("%s on %s, guards: %s", __version__, self.host.title, names)
@@ -44,15 +40,7 @@ class Extension:
     def build_ui(self, tab: str, elem_id: Callable[[str], str]) -> accordion.Accordion:
         """The accordion of one tab, filled with the user's defaults."""
         defaults = self.watches.defaults() if self.watches else Settings(enabled=False)
-        built = accordion.build(defaults, LEDGER, tab, elem_id)
-        self._status[tab] = built.status
-        return built
-
-    def component_made(self, component: Any, elem_id: str | None) -> None:
-        """The host has built one of its components: hang the status on those that every generation writes to."""
-        for tab, status in self._status.items():
-            if elem_id in [name.format(tab=tab) for name in _RENEWED] and hasattr(component, "change"):
-                accordion.refresh_on_change(component, status, LEDGER, tab)
+        return accordion.build(defaults, LEDGER, tab, elem_id)
 
     def begin(self, request: Any, args: Sequence[object]) -> None:
         """`process`: the model is there and nothing has been computed yet."""

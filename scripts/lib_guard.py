@@ -45,7 +45,4 @@ def unload():
 
 
 script_callbacks.on_ui_settings(lambda: add_options(shared))
-script_callbacks.on_after_component(
-    lambda component, **kwargs: EXTENSION.component_made(component, kwargs.get("elem_id"))
-)
 script_callbacks.on_script_unloaded(unload)

@@ -16,10 +16,9 @@ from .status import status_html
 
 @dataclass(frozen=True)
 class Accordion:
-    """What was built. controls: in the order of the script args. status: the status under them."""
+    """What was built. controls: in the order of the script args."""
 
     controls: list[Any]
-    status: Any
 
     def infotext_fields(self) -> list[tuple[Any, Callable[[Mapping[str, object]], bool | str | None]]]:
         """For the host's `infotext_fields`: pasting a picture's infotext sets the switches that it carries."""
@@ -32,15 +31,17 @@ def build(defaults: Settings, ledger: Ledger, tab: str, elem_id: Callable[[str],
 
     tab: `txt2img` or `img2img`. elem_id: the host's maker of element ids.
     """
-    with gr.Accordion("LibGuard", open=False, elem_id=elem_id("accordion"), elem_classes=["lib-guard"]):
+    with gr.Accordion(
+        "LibGuard", open=False, elem_id=elem_id("accordion"), elem_classes=["lib-guard", f"lib-guard-{tab}"]
+    ):
         controls = [_control(field, getattr(defaults, field.name), elem_id(field.name)) for field in FIELDS]
         status = gr.HTML(status_html(ledger.last(tab)), elem_id=elem_id("status"))
-    return Accordion(controls, status)
-
-
-def refresh_on_change(component: Any, status: Any, ledger: Ledger, tab: str) -> None:
-    """Renew the status whenever a component that every generation writes to (log, gallery) has changed."""
-    component.change(fn=lambda: status_html(ledger.last(tab)), inputs=[], outputs=[status], show_progress=False)
+        # Pressed by javascript/lib_guard.js after each generation. A change event of the host's log would do without
+        # it, but under Gradio 4 those fire again whenever the page is touched, for ever.
+        renew = gr.Button("Renew", elem_id=elem_id("renew"), elem_classes=["lib-guard-renew"])
+        # Not queued: behind a generation of another tab the status would come too late.
+        renew.click(lambda: status_html(ledger.last(tab)), None, status, show_progress=False, queue=False)
+    return Accordion(controls)
 
 
 def _control(field: Field, value: bool | str, elem_id: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -41,7 +40,7 @@ def setup(app: FastAPI, restart: Callable[[], None]) -> None:
     for route, function in routes.items():
         method, path = route.split()
         app.add_api_route(PREFIX + path, function, methods=[method])
-    app.add_api_route(PREFIX + "/server-restart", lambda: _restart(restart), methods=["POST"])
+    app.add_api_route(PREFIX + "/server-restart", restart, methods=["POST"])
 
 
 async def _errors_as_json(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -182,10 +181,4 @@ def _unload() -> dict[str, Any]:
 def _reload() -> dict[str, Any]:
     with call_queue.queue_lock:
         sd_models.reload_model_weights(force=True)
-    return {}
-
-
-def _restart(restart: Callable[[], None]) -> dict[str, Any]:
-    # In a thread: the answer has to leave before the server that carries it goes down.
-    threading.Timer(0.1, restart).start()
     return {}

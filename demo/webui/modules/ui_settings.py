@@ -13,8 +13,11 @@ from modules.options import OptionInfo
 #: Which component an option gets that names none, by the type of its default.
 BY_TYPE: dict[type, type] = {bool: gr.Checkbox, int: gr.Number, float: gr.Number, str: gr.Textbox}
 
-#: After the server has gone down and come back.
-RELOAD_JS = "() => { setTimeout(() => location.reload(), 2500); }"
+#: Load the page anew as soon as the server is back.
+RELOAD_JS = """() => {
+    const again = () => fetch("/").then(() => location.reload(), () => setTimeout(again, 300));
+    setTimeout(again, 1500);
+}"""
 
 
 def component(key: str, option: OptionInfo) -> Any:
@@ -50,7 +53,7 @@ def create(restart: Callable[[], None]) -> gr.Blocks:
                     controls.update({key: control for key, control in made.items() if control is not None})
         keys = list(controls)
         apply.click(lambda *values: _apply(keys, *values), list(controls.values()), [result])
-        reload.click(restart, js=RELOAD_JS)
+        reload.click(restart, js=RELOAD_JS, show_progress="hidden")
     return blocks
 
 
