@@ -16,10 +16,11 @@ import sys
 import venv
 from pathlib import Path
 
+from demo import browser
+
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
 REQUIREMENTS = ROOT / "requirements-dev.txt"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 
 
 def main(arguments: list[str]) -> int:
@@ -75,18 +76,11 @@ def set_up() -> None:
 
 def find_browser() -> None:
     """Tell the tests of a browser through LIB_GUARD_BROWSER: an installed one, else one that can be had here."""
-    if os.environ.get("LIB_GUARD_BROWSER"):
-        return
-    found = installed_browser() or playwright_browser() or debian_browser() or downloaded_browser()
+    found = browser.find() or playwright_browser() or debian_browser() or downloaded_browser()
     if found:
         os.environ["LIB_GUARD_BROWSER"] = found
     else:
         print("No Chromium was found or could be installed: the browser test will be skipped.", flush=True)
-
-
-def installed_browser() -> str:
-    """The path of a browser that is on the PATH, or `` ."""
-    return next((path for name in BROWSERS if (path := shutil.which(name))), "")
 
 
 def playwright_browser() -> str:
@@ -103,7 +97,7 @@ def debian_browser() -> str:
     print("Installing Debian's Chromium for the browser test ...", flush=True)
     for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "chromium"]):
         subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    return installed_browser()
+    return browser.find()
 
 
 def downloaded_browser() -> str:

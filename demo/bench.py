@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import sys
@@ -79,6 +80,7 @@ class Bench:
         """Build the page from the loaded scripts and serve it from a thread. Returns when it answers."""
         from modules import webui
 
+        _need_event_loop()
         config = uvicorn.Config(
             webui.build(self._reload_soon),
             host="127.0.0.1",
@@ -124,6 +126,14 @@ class Bench:
         webui.unload_scripts()
         self.stop()
         self.sd_models.unload_model_weights()
+
+
+def _need_event_loop() -> None:
+    """Gradio leaves out its queue's locks, without a word, when it is built in a thread that has no event loop."""
+    try:
+        asyncio.get_event_loop()
+    except RuntimeError:
+        asyncio.set_event_loop(asyncio.new_event_loop())
 
 
 def _json(body: bytes) -> Any:

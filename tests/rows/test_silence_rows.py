@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -71,3 +73,44 @@ def test_row_on_other_families(bench, capfd, row, model):
     bench.options(sd_model_checkpoint=model, cuda_dtype="FP16")
     # SDXL's pipelines convert a VAE that overflows in half to float32 themselves and back again: that is healthy.
     assert_silent(bench, ROWS[row], capfd)
+
+
+@pytest.mark.parametrize("row", ["Z10-D"])
+def test_row_tiled_vae(bench, capfd, row):
+    bench.options(cuda_dtype="FP16", vae_tiling=True)
+    assert_silent(bench, [ENCODING["img2img"], ENCODING["hires"]], capfd)
+
+
+@pytest.mark.parametrize("row", ["Z12-D"])
+def test_row_interrupt(bench, capfd, row):
+    """What comes after an interrupted generation is as after none; the interrupt itself comes when it comes."""
+    long = Call("txt2img", {**BASE, "steps": 40})
+
+    def interrupted() -> None:
+        worker = threading.Thread(target=send, args=(bench, long, ON))
+        worker.start()
+        while bench.shared.state.sampling_step < 2:
+            time.sleep(0.005)
+        bench.post("/sdapi/v1/interrupt")
+        worker.join()
+
+    assert_silent(bench, ROWS["Z01-D"], capfd, between=interrupted)
+
+
+@pytest.mark.parametrize("row", ["Z13-D"])
+def test_row_checkpoint_switch_and_back(bench, capfd, row):
+    def switch_and_back() -> None:
+        for model in ("tiny-sdxl", "tiny-sd15"):
+            bench.options(sd_model_checkpoint=model)
+            assert send(bench, ROWS["Z01-D"][0], ON).status == 200
+
+    assert_silent(bench, ROWS["Z01-D"], capfd, between=switch_and_back)
+
+
+@pytest.mark.parametrize("row", ["Z16-D"])
+def test_row_reload_ui_twice(bench, capfd, row):
+    def reload_twice() -> None:
+        for _ in range(2):
+            bench.reload_ui()
+
+    assert_silent(bench, ROWS["Z01-D"], capfd, between=reload_twice)
