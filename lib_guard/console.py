@@ -6,11 +6,16 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from .findings import Finding, Repair, sentence
 
 LOGGER = logging.getLogger("lib_guard")
+
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:  # Python 3.10 cannot subscript it
+    _StreamHandler = logging.StreamHandler
 
 #: The host's setting that holds the level, and its choices: the name, and the level it stands for.
 OPTION = "lib_guard_console"
@@ -20,8 +25,23 @@ _COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.INFO
 _RESET = "\x1b[0m"
 
 
+_NAME = "[LibGuard]"
+
+
+class _Named(logging.Filter):
+    """Makes a record's text `[LibGuard] text`, without the home folder, for whatever handler prints it.
+
+    Here and not in the formatter, because a host may exchange the handlers: SD.Next gives its own to every logger once
+    it is up (webui.py:432), so that LibGuard's lines are in its log file too.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = f"{_NAME} {without_home(record.getMessage())}", ()
+        return True
+
+
 class _Formatter(logging.Formatter):
-    """`[LibGuard] text`, the name coloured when the stream is a terminal that shows colours."""
+    """The text as it is, LibGuard's name coloured when the stream is a terminal that shows colours."""
 
     def __init__(self, coloured: bool) -> None:
         super().__init__()
@@ -29,11 +49,11 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         colour = _COLOURS.get(record.levelno, "") if self._coloured else ""
-        name = f"{colour}[LibGuard]{_RESET}" if colour else "[LibGuard]"
-        return f"{name} {without_home(record.getMessage())}"
+        text = record.getMessage()
+        return text.replace(_NAME, f"{colour}{_NAME}{_RESET}", 1) if colour else text
 
 
-class _Handler(logging.StreamHandler[TextIO]):
+class _Handler(_StreamHandler):
     """Writes to whatever `sys.stderr` is at the moment, since hosts and tests exchange it."""
 
     def __init__(self) -> None:
@@ -48,11 +68,11 @@ class _Handler(logging.StreamHandler[TextIO]):
 def set_up(level: str) -> None:
     """Attach the one handler (again, after a reload of the UI, in the place of the old one) and set the level.
 
-    The host's own loggers are not touched; nothing is passed up to them, or each line would be printed twice.
+    The host's own loggers are not touched; nothing is passed up to them, or each line would be printed twice. The list
+    of handlers is exchanged and never changed: it may be the very list of the host's logger (SD.Next, see `_Named`).
     """
-    for handler in list(LOGGER.handlers):
-        LOGGER.removeHandler(handler)
-    LOGGER.addHandler(_Handler())
+    LOGGER.handlers = [_Handler()]
+    LOGGER.filters = [_Named()]
     LOGGER.propagate = False
     set_level(level)
 

@@ -67,3 +67,18 @@ def test_the_home_folder_is_never_named(capsys):
     console.LOGGER.warning("%s", Path.home() / "models" / "x.safetensors")
     text = capsys.readouterr().err
     assert str(Path.home()) not in text and "~" in text
+
+
+def test_a_host_that_shares_its_handlers_keeps_them_and_prints_the_name(capsys):
+    """SD.Next gives every logger the list of its own handlers, the very object, once it is up (webui.py:432)."""
+    host = logging.getLogger("a-host-of-the-tests")
+    host.handlers = [logging.StreamHandler()]
+    console.set_up("normal")
+    console.LOGGER.handlers = host.handlers
+    say()
+    assert capsys.readouterr().err.startswith("[LibGuard] LG101")
+    before = list(host.handlers)
+    console.set_up("normal")
+    assert host.handlers == before and console.LOGGER.handlers is not host.handlers
+    say()
+    assert capsys.readouterr().err.count("[LibGuard]") == 1
