@@ -6,11 +6,12 @@ where there is one, else finite and not constant.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -154,19 +155,27 @@ def main(
     """Print the table and return 0, or 1 when a row fails. With `json_path`, write the rows there as well."""
     # upcast_vae announces its deprecation once in each pipeline; the table is the output here.
     warnings.simplefilter("ignore", FutureWarning)
-    bench = benches.start(data_dir, order=order, extensions=extensions)
-    rule = "-" * 120
+    rule, log = "-" * 120, Path(data_dir) / "check.log"
     print(f"Reported faults on the embedded host, {order} order.\n{rule}\n{_line(list(COLUMNS))}\n{rule}", flush=True)
     rows = []
-    try:
-        for fault in FAULTS:
-            rows.append(check(bench, fault))
-            print(_line(_cells(rows[-1])), flush=True)
-    finally:
-        bench.close()
+    for row in _rows(order, data_dir, extensions, log):
+        rows.append(row)
+        print(_line(_cells(row)), flush=True)
     good = sum(row.passed for row in rows)
     print(f"{rule}\n{good} of {len(rows)} rows: fail without LibGuard, clean with it.")
+    print(f"What the host and LibGuard wrote to the console meanwhile: {log}")
     if json_path is not None:
         table = [{**asdict(row), "passed": row.passed} for row in rows]
         Path(json_path).write_text(json.dumps({"order": order, "rows": table}, indent=2) + "\n", encoding="utf-8")
-    return 0 if good == len(rows) else 1
+    return 0 if rows and good == len(rows) else 1
+
+
+def _rows(order: str, data_dir: str | Path, extensions: Sequence[str | Path], log: Path) -> Iterator[Row]:
+    """Run every fault; the console goes into a file, or the hosts' tracebacks would bury the table."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as console, contextlib.redirect_stderr(console):
+        bench = benches.start(data_dir, order=order, extensions=extensions)
+        try:
+            yield from (check(bench, fault) for fault in FAULTS)
+        finally:
+            bench.close()
