@@ -135,7 +135,7 @@ class Reconcile(TorchFunctionMode):
         if not _differ(operands):
             return args, kwargs
         started = time.perf_counter()
-        target = self._target(func, args, kwargs, operands)
+        target = self._targets(func, args, kwargs, operands)[0]
         aligned = _cast(args, target), _cast(kwargs, target)
         self._report(Mismatch(func.__name__, operands, target, "", time.perf_counter() - started))
         return aligned
@@ -150,24 +150,29 @@ class Reconcile(TorchFunctionMode):
             self._report(Mismatch(name, operands, None, str(error), 0.0))
             raise error
         started = time.perf_counter()
-        target = self._target(func, args, kwargs, operands)
-        try:
-            result = func(*_cast(args, target), **_cast(kwargs, target))
-        except RuntimeError as second:
-            # Shapes or devices were wrong as well: the first error is the one that the host would have shown.
-            raise (second if _is_out_of_memory(second) else error) from None
-        self._report(Mismatch(name, operands, target, str(error), time.perf_counter() - started))
-        return result
+        for target in self._targets(func, args, kwargs, operands):
+            try:
+                result = func(*_cast(args, target), **_cast(kwargs, target))
+            except RuntimeError as second:
+                if _is_out_of_memory(second):
+                    raise
+                continue
+            self._report(Mismatch(name, operands, target, str(error), time.perf_counter() - started))
+            return result
+        # Shapes or devices were wrong as well: the first error is the one that the host would have shown.
+        raise error
 
-    def _target(
+    def _targets(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], operands: tuple[torch.Tensor, ...]
-    ) -> torch.dtype:
+    ) -> list[torch.dtype]:
+        """The dtypes to try, in that order: the written tensor's and no other; else the preferred one, and the promoted
+        one for a device that cannot compute in that ("not implemented for 'Half'" on many a CPU)."""
         written = _written(func, args, kwargs)
         if written is not None and is_compute(written):
-            return written.dtype
+            return [written.dtype]
         dtypes = tuple(tensor.dtype for tensor in operands)
-        preferred = self._prefer(dtypes)
-        return preferred if preferred in COMPUTE_DTYPES else promoted(dtypes)
+        preferred, widest = self._prefer(dtypes), promoted(dtypes)
+        return [preferred, widest] if preferred in COMPUTE_DTYPES and preferred is not widest else [widest]
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:

@@ -85,12 +85,28 @@ def test_what_promotes_by_itself_is_left_to_it(dtypes, scalar):
 
 
 def test_the_preferred_dtype_is_taken_where_there_is_one():
-    x, w = operands((2, 5), (3, 5), dtypes=(FLOAT, HALF))
+    x, w = operands((2, 5), (3, 5), dtypes=(FLOAT, BF16))
     with pytest.raises(RuntimeError):
         F.linear(x, w)
-    with Reconcile(lambda dtypes: HALF, lambda mismatch: None):
+    with Reconcile(lambda dtypes: BF16, lambda mismatch: None):
         result = F.linear(x, w)
-    assert result.dtype is HALF and torch.equal(result, F.linear(x.half(), w))
+    assert result.dtype is BF16 and torch.equal(result, F.linear(x.bfloat16(), w))
+
+
+def test_where_the_preferred_dtype_cannot_be_computed_in_the_promoted_one_is():
+    """ "not implemented for 'Half'": what CPUs say under older versions of torch."""
+    plain = F.linear
+
+    def without_half(x, weight, bias=None):
+        if x.dtype is weight.dtype is HALF:
+            raise RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'")
+        return plain(x, weight, bias)
+
+    seen = []
+    x, w = operands((2, 5), (3, 5), dtypes=(FLOAT, HALF))
+    result = Reconcile(lambda dtypes: HALF, seen.append).__torch_function__(without_half, (), (x, w), {})
+    assert result.dtype is FLOAT and torch.equal(result, plain(x, w.float()))
+    assert [mismatch.target for mismatch in seen] == [FLOAT]
 
 
 def test_a_storage_dtype_is_never_a_target_nor_an_operand():
@@ -114,13 +130,13 @@ def test_an_in_place_call_keeps_its_target():
 
 
 def test_out_keeps_its_dtype():
-    a, b = operands((2, 5), (5, 3), dtypes=(FLOAT, HALF))
-    out = torch.empty(2, 3, dtype=HALF)
+    a, b = operands((2, 5), (5, 3), dtypes=(FLOAT, BF16))
+    out = torch.empty(2, 3, dtype=BF16)
     with pytest.raises(RuntimeError):
         torch.matmul(a, b, out=out)
     with promoting():
         assert torch.matmul(a, b, out=out) is out
-    assert torch.equal(out, torch.matmul(a.half(), b))
+    assert torch.equal(out, torch.matmul(a.bfloat16(), b))
 
 
 @pytest.mark.parametrize("dtypes", [(FLOAT, FLOAT), (HALF, FLOAT)])
