@@ -76,6 +76,12 @@ class Bench:
         if reply.status != 200:
             raise RuntimeError(f"options {values} were refused: {reply.json}")
 
+    def script_globals(self, title: str) -> dict[str, Any]:
+        """The module of an extension's script as it is loaded now; a reload makes a new one, in no `sys.modules`."""
+        scripts = sys.modules["modules.scripts"].scripts_txt2img.alwayson_scripts
+        script = next(script for script in scripts if script.title() == title)
+        return type(script).title.__globals__
+
     def serve(self) -> None:
         """Build the page from the loaded scripts and serve it from a thread. Returns when it answers."""
         from modules import webui

@@ -32,11 +32,8 @@ def lines(capfd) -> list[str]:
     return [line for line in capfd.readouterr().err.splitlines() if line.startswith("[LibGuard]")]
 
 
-def extension() -> Any:
-    """The `EXTENSION` of the script as the host holds it now."""
-    scripts = sys.modules["modules.scripts"].scripts_txt2img.alwayson_scripts
-    script = next(script for script in scripts if script.title() == "LibGuard")
-    return type(script).process.__globals__["EXTENSION"]
+def extension(bench: Bench) -> Any:
+    return bench.script_globals("LibGuard")["EXTENSION"]
 
 
 def test_script_info_lists_the_switches_in_order(bench):
@@ -150,7 +147,7 @@ def test_nothing_is_left_on_the_model_however_a_generation_ends(bench, ending):
 
 @pytest.mark.parametrize("where", ["begin", "note", "end"])
 def test_an_error_of_ours_never_stops_a_generation(bench, capfd, monkeypatch, where):
-    watches = type(extension().watches)
+    watches = type(extension(bench).watches)
     private = {"begin": "_begin", "note": "_note", "end": "_end_of"}[where]
 
     def fail(*args: Any) -> None:
@@ -214,8 +211,8 @@ def test_the_chosen_vae_precision_changes_the_picture_and_not_the_vae(bench, cho
 
 
 def test_reloading_the_ui_leaves_nothing_of_the_old_code(bench):
-    before = extension()
+    before = extension(bench)
     bench.reload_ui()
-    assert extension() is not before
+    assert extension(bench) is not before
     bench.options(**FLOAT_VAE)
     assert send(bench, TXT2IMG, ON).status == 200 and marked(bench.shared.sd_model.vae) == []
