@@ -40,7 +40,7 @@ def build(defaults: Settings, ledger: Ledger, tab: str, elem_id: Callable[[str],
         # it, but under Gradio 4 those fire again whenever the page is touched, for ever.
         renew = gr.Button("Renew", elem_id=elem_id("renew"), elem_classes=["lib-guard-renew"])
         # Not queued: behind a generation of another tab the status would come too late.
-        renew.click(lambda: status_html(ledger.last(tab)), None, status, show_progress=False, queue=False)
+        renew.click(lambda: status_html(ledger.last(tab)), None, status, show_progress="hidden", queue=False)
     return Accordion(controls)
 
 

@@ -26,6 +26,12 @@ ROWS: dict[str, list[Call]] = {
     "Z03-D": [ENCODING["img2img"]],
     "Z04-D": [ENCODING["inpaint"]],
     "Z05-D": [Call("txt2img", {**BASE, "batch_size": 2, "n_iter": 2})],
+    "Z06-D": [
+        Call("txt2img", {**BASE, "prompt": "a cat <lora:tiny-crimson:0.8>"}),
+        Call("txt2img", {**BASE, "prompt": "a cat <lora:tiny-crimson:0.5> <lora:tiny-azure:1>"}),
+    ],
+    "Z07-D": [Call("txt2img", {**BASE, "prompt": f"a cat {lora}"}) for lora in ("<lora:tiny-azure:1>", "")],
+    "Z08-D": [Call("txt2img", {**BASE, "prompt": "a cat in tiny-style"})],
     "Z03-D-detailer": [Call("txt2img", {**BASE, "detailer": True})],
 }
 
@@ -79,6 +85,12 @@ def test_row_on_other_families(bench, capfd, row, model):
 def test_row_tiled_vae(bench, capfd, row):
     bench.options(cuda_dtype="FP16", vae_tiling=True)
     assert_silent(bench, [ENCODING["img2img"], ENCODING["hires"]], capfd)
+
+
+@pytest.mark.parametrize("row", ["Z14-D"])
+def test_row_controlnet(bench, capfd, row):
+    bench.options(sd_model_checkpoint="tiny-sdxl")
+    assert_silent(bench, [Call("img2img", {**ENCODING["inpaint"].body, "controlnet": "tiny-sdxl-controlnet"})], capfd)
 
 
 @pytest.mark.parametrize("row", ["Z12-D"])
