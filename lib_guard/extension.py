@@ -36,11 +36,17 @@ class Extension:
         if self.watches and self.host:
             names = ", ".join(kind.name for kind in served) or "none"
             console.LOGGER.info("%s on %s, guards: %s", __version__, self.host.title, names)
+            self.host.connect(lambda request: self.begin(request, ()), self.end)
 
     def build_ui(self, tab: str, elem_id: Callable[[str], str]) -> accordion.Accordion:
         """The accordion of one tab, filled with the user's defaults."""
         defaults = self.watches.defaults() if self.watches else Settings(enabled=False)
         return accordion.build(defaults, LEDGER, tab, elem_id)
+
+    def prepare(self, request: Any) -> None:
+        """`before_process`: no extension has changed anything for this request yet."""
+        if self.watches:
+            self.watches.prepare(request)
 
     def begin(self, request: Any, args: Sequence[object]) -> None:
         """`process`: the model is there and nothing has been computed yet."""
@@ -61,5 +67,9 @@ class Extension:
         """The host is about to throw this load of the extension away; the model stays."""
         if self.watches and self.host:
             self.watches.end_all()
-            for owner in {id(b.owner): b.owner for b in self.host.boundaries()}.values():
+            boundaries = self.host.boundaries()
+            touched: list[object] = [boundary.owner for boundary in boundaries]
+            touched += [boundary.entry.owner for boundary in boundaries if boundary.entry is not None]
+            touched += [shield.owner for shield in self.host.shields()]
+            for owner in {id(one): one for one in touched}.values():
                 sweep(owner)

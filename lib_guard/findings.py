@@ -86,6 +86,22 @@ _TABLE = (
         cure="The operation that would fail runs in the VAE's own dtype. What the layer's cast rounded stays rounded.",
         permanent_fix="Switch off the option or extension that patches the layers.",
     ),
+    Code(
+        id="LG105",
+        title="The layers of the VAE would change the dtype of what passes through them",
+        cause="Something patched the layers of the whole process so that they cast their input, as functional LoRA"
+        " modes do, and the VAE does not compute in that dtype.",
+        cure="The VAE's layers run their original forward, so nothing is rounded and nothing fails.",
+        permanent_fix="Switch off the option or extension that patches the layers.",
+    ),
+    Code(
+        id="LG106",
+        title="A failed generation left the host's state changed",
+        cause="An extension changed settings or layers for the length of a generation, and did not learn of its"
+        " failure.",
+        cure="What it changed is set back to what it was before that generation.",
+        permanent_fix="Be rid of the failure itself; until then restart the WebUI after it, before settings are saved.",
+    ),
 )
 
 #: Every code that LibGuard can say, by its id; docs/codes.md explains each, and a test holds that.

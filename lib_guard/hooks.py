@@ -99,8 +99,9 @@ class _MethodWrapper:
             delattr(self._owner, self._name)
 
 
-def sweep(owner: torch.nn.Module) -> int:
-    """Remove everything that carries LibGuard's mark from a module tree; returns how many things there were.
+def sweep(owner: object) -> int:
+    """Remove everything that carries LibGuard's mark from an object, of a torch module the whole tree; returns how many
+    things there were.
 
     A reloaded UI executes the extension anew while the model stays, so hooks of the code before may still be on it.
     """
@@ -110,18 +111,24 @@ def sweep(owner: torch.nn.Module) -> int:
     return len(found)
 
 
-def marked(owner: torch.nn.Module) -> list[str]:
-    """Where on a module tree something of LibGuard's is, as `module path: name`; empty when nothing is."""
+def marked(owner: object) -> list[str]:
+    """Where on an object something of LibGuard's is, of a torch module on the whole tree, as `module path: name`; empty
+    when nothing is."""
     return [place for place, _ in _marked_things(owner)]
 
 
-def _marked_things(owner: torch.nn.Module) -> list[tuple[str, Any]]:
+def _marked_things(owner: object) -> list[tuple[str, Any]]:
     found = []
-    for path, module in owner.named_modules():
-        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-        things = [("hook", hook) for hook in hooks] + list(vars(module).items())
+    for path, one in owner.named_modules() if isinstance(owner, torch.nn.Module) else [("", owner)]:
+        things = [("hook", hook) for hook in _hooks(one)] + list(vars(one).items())
         found += [(f"{path}: {name}", thing) for name, thing in things if hasattr(thing, MARK)]
     return found
+
+
+def _hooks(one: object) -> list[Callable[..., Any]]:
+    if not isinstance(one, torch.nn.Module):
+        return []
+    return [*one._forward_pre_hooks.values(), *one._forward_hooks.values()]
 
 
 def _copy(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -63,6 +63,10 @@ class Watches:
         self._said_options = problems
         return settings
 
+    def prepare(self, request: Any) -> None:
+        """A request is about to begin; have the host note what extensions will change for its length."""
+        self._border.always(LIBGUARD, "preparing a generation", lambda: self._host.remember(request), None)
+
     def begin(self, request: Any, args: Sequence[object]) -> None:
         """A generation begins: end what a failure left open, read its settings, attach the guards they ask for."""
         self._border.reset()
@@ -85,6 +89,8 @@ class Watches:
     def _begin(self, request: Any, args: Sequence[object]) -> None:
         with self._lock:
             self._end_stale()
+            # One request is watched once: a host's own callback may have begun it before the Script's did.
+            self._end_of(request, "failed")
             settings, problems = from_args(args, self.defaults())
             watch = Watch(request, settings, self._ledger.open(self._host.tab(request)))
             self._pause()

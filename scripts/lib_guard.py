@@ -23,6 +23,9 @@ class LibGuardScript(scripts.Script):
         self.infotext_fields = built.infotext_fields()
         return built.controls
 
+    def before_process(self, p, *args):
+        EXTENSION.prepare(p)
+
     def process(self, p, *args):
         EXTENSION.begin(p, args)
 

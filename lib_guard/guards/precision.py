@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ import torch
 
 from ..findings import Finding, Primitive, Repair
 from ..hooks import Attachments
-from ..hosts.base import DECODE, ENCODE, Boundary
+from ..hosts.base import DECODE, ENCODE, Boundary, Detour, Entry, Shield
 from ..settings import FIX
 from ..tensors.census import Census, take_census
 from ..tensors.dtypes import dtype_name, is_compute, promoted
@@ -47,6 +48,7 @@ class PrecisionGuard:
 
     def attach(self) -> None:
         """Put the pair of hooks on every part of every boundary, and the span on the method around them."""
+        self._put_back()
         for boundary in self._context.host.boundaries():
             crossing = _Crossing(boundary, self._context)
             self._crossings.append(crossing)
@@ -58,6 +60,11 @@ class PrecisionGuard:
         for crossing in self._crossings:
             crossing.disarm()
         self._crossings.clear()
+        self._put_back()
+
+    def _put_back(self) -> None:
+        for finding, repair in self._context.host.left_behind(put_back=self._context.settings.precision == FIX):
+            self._context.report(finding, repair)
 
 
 @dataclass(frozen=True)
@@ -71,17 +78,27 @@ class _Seen:
     error: str
 
 
+@dataclass(frozen=True)
+class _Led:
+    """A layer that was led around a change of dtype, without its tensors."""
+
+    path: str
+    given: torch.dtype
+    cast: torch.dtype
+
+
 @dataclass
 class _Call:
     """One call of a part, or of the method that spans the parts.
 
     caller: the dtype that it was spoken to in; None when no floating tensor was given. census: taken at the first
-    mismatch, because hosts convert a VAE between two calls.
+    mismatch, because hosts convert a VAE between two calls. led: the layers that were led around, in order.
     """
 
     caller: torch.dtype | None
     mode: Reconcile | None = None
     first: _Seen | None = None
+    led: list[_Led] = field(default_factory=list)
     operations: int = 0
     seconds: float = 0.0
     targets: set[torch.dtype] = field(default_factory=set)
@@ -91,16 +108,31 @@ class _Call:
     def take_over(self, part: _Call) -> None:
         """Count a part's mismatches as one's own."""
         self.first = self.first or part.first
+        self.led += part.led
         self.census = self.census or part.census
         self.operations += part.operations
         self.seconds += part.seconds
         self.targets |= part.targets
+        self.finite = self.finite and part.finite
+
+
+@dataclass
+class _Attempt:
+    """One call of a host's method that casts what it hands over by a declaration which the component contradicts.
+
+    trial: whether it is the first one, in which nothing is repaired. call: what happened in the spans inside.
+    """
+
+    trial: bool
+    call: _Call
+    came_through: bool = False
 
 
 class _ThreadState(threading.local):
-    """What one thread is in the middle of: a span at most, and the parts inside it."""
+    """What one thread is in the middle of: an attempt and a span at most, and the parts inside it."""
 
     def __init__(self) -> None:
+        self.attempt: _Attempt | None = None
         self.span: _Call | None = None
         self.parts: list[_Call] = []
 
@@ -121,6 +153,11 @@ class _Crossing:
         for _, module in self._boundary.modules:
             attachments.around(module, self._before, self._after)
         attachments.method(self._boundary.owner, self._boundary.method, self._spanning)
+        entry = self._boundary.entry
+        if entry is not None and self._repair:
+            attachments.method(entry.owner, entry.method, functools.partial(self._entering, entry))
+        for shield in self._context.host.shields() if self._repair else ():
+            attachments.method(shield.owner, shield.name, functools.partial(self._shielding, shield))
 
     def disarm(self) -> None:
         for mode in self._entered:
@@ -146,6 +183,24 @@ class _Crossing:
 
         return call
 
+    def _entering(self, entry: Entry, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            dtype = self._guarded("comparing dtypes ahead of", lambda: self._contradicting(entry), None)
+            return (
+                method(*args, **kwargs)
+                if dtype is None
+                else self._try(entry, dtype, functools.partial(method, *args, **kwargs))
+            )
+
+        return call
+
+    def _shielding(self, shield: Shield, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            detour = self._guarded("shielding", lambda: self._lead(shield.detour(*args, **kwargs)), None)
+            return function(*args, **kwargs) if detour is None else detour.call()
+
+        return call
+
     def _guarded(self, doing: str, call: Callable[[], Any], otherwise: Any) -> Any:
         return self._context.border.run("precision", f"{doing} {self._boundary.name}", call, otherwise)
 
@@ -156,7 +211,7 @@ class _Crossing:
         part.mode = Reconcile(
             lambda dtypes: self._guarded("choosing a dtype in", lambda: self._prefer(part, dtypes), None),
             lambda mismatch: self._guarded("noting a mismatch in", lambda: self._note(part, mismatch), None),
-            repair=self._repair,
+            repair=self._repair and not self._is_trial(),
             compute=self._compute,
         )
         part.mode.enter()
@@ -183,7 +238,7 @@ class _Crossing:
         if span is not None:
             span.take_over(part)
         call = span or part
-        if output is not None and call.targets:
+        if output is not None and (call.targets or call.led or self._thread.attempt):
             call.finite = call.finite and _all_finite(output)
         if output is not None and self._acted(call) and self._is_exit(module, span):
             output = _cast_tensors(output, self._exit_dtype(call))
@@ -223,6 +278,75 @@ class _Crossing:
             return _deliver(result, span.caller)
         return result
 
+    # The entry: a host's method that casts what it hands over, by a declaration that may be wrong.
+
+    def _contradicting(self, entry: Entry) -> torch.dtype | None:
+        """The component's one dtype, where it is not the declared one."""
+        declared = getattr(entry.owner, entry.declared, None)
+        if not isinstance(declared, torch.dtype) or any(p.dtype == declared for p in self._boundary.owner.parameters()):
+            return None
+        return take_census(self._boundary.owner).uniform
+
+    def _try(self, entry: Entry, dtype: torch.dtype, call: Callable[[], Any]) -> Any:
+        """Call the method as it is, for layers may fit themselves to what they are given; and only when that fails on
+        dtypes once more, with the declaration put right for its length. A cast inside would come after the rounding
+        that the wrong one brings."""
+        started = time.perf_counter()
+        try:
+            with self._attempt(trial=True) as first:
+                result = call()
+            self._guarded("reporting on", lambda: self._report(first.call), None)
+            return result
+        except RuntimeError:
+            if first.call.first is None:
+                raise
+        first.call.seconds = time.perf_counter() - started
+        with self._attempt(trial=False) as second:
+            try:
+                with _declared_as(entry, dtype):
+                    result = call()
+                second.came_through = True
+            finally:
+                self._guarded("reporting on", lambda: self._report_entry(entry, dtype, first.call, second), None)
+        return result
+
+    @contextmanager
+    def _attempt(self, trial: bool) -> Iterator[_Attempt]:
+        outer, self._thread.attempt = self._thread.attempt, _Attempt(trial, _Call(None))
+        try:
+            yield self._thread.attempt
+        finally:
+            self._thread.attempt = outer
+
+    def _is_trial(self) -> bool:
+        return self._thread.attempt is not None and self._thread.attempt.trial
+
+    def _report_entry(self, entry: Entry, dtype: torch.dtype, failed: _Call, second: _Attempt) -> None:
+        if failed.first is None or failed.census is None:
+            return
+        failed.targets = {dtype} if second.came_through else set()
+        finding = self._finding(failed, failed.first, failed.census)
+        again = f"{self._boundary.direction}d in {dtype_name(dtype)}, called again with {entry.declared} put right"
+        proof = "result finite" if second.call.finite and second.call.first is None else ""
+        repair = Repair(again, proof, failed.seconds * 1000) if second.came_through else None
+        self._context.report(finding, repair)
+
+    # The shield: a function that layers of all components run through.
+
+    @functools.cached_property
+    def _paths(self) -> dict[int, str]:
+        """The boundary's own layers by identity; wanted only when something would change a dtype."""
+        parts = self._boundary.modules
+        return {id(m): ".".join(filter(None, (name, path))) for name, part in parts for path, m in part.named_modules()}
+
+    def _lead(self, detour: Detour | None) -> Detour | None:
+        path = None if detour is None else self._paths.get(id(detour.layer))
+        if detour is None or path is None:
+            return None
+        if self._thread.parts:
+            self._thread.parts[-1].led.append(_Led(path, detour.given, detour.cast))
+        return detour
+
     # Judging and reporting.
 
     def _prefer(self, part: _Call, dtypes: tuple[torch.dtype, ...]) -> torch.dtype | None:
@@ -240,6 +364,13 @@ class _Crossing:
             part.targets.add(mismatch.target)
 
     def _report(self, call: _Call) -> None:
+        attempt = self._thread.attempt
+        if attempt is not None:
+            attempt.call.caller = attempt.call.caller or call.caller
+            attempt.call.take_over(call)
+            return
+        if call.led:
+            self._context.report(self._shielded(call), Repair(*self._led_around(call), 0.0))
         if call.first is None or call.census is None:
             return
         finding = self._finding(call, call.first, call.census)
@@ -260,6 +391,30 @@ class _Crossing:
         }
         finding = Finding(code, "precision", self._boundary.component, self._boundary.direction, saw, evidence)
         return self._context.host.explain(finding)
+
+    def _shielded(self, call: _Call) -> Finding:
+        first, layers = call.led[0], len({led.path for led in call.led})
+        census = take_census(self._boundary.owner).describe()
+        others = f" and {layers - 1} more layers" if layers > 1 else ""
+        saw = (
+            f"{self._boundary.name}: {first.path}{others} would make {dtype_name(first.given)} "
+            f"{dtype_name(first.cast)} inside, the VAE is {census}"
+        )
+        evidence: dict[str, Primitive] = {
+            "module": first.path,
+            "layers": layers,
+            "dtypes": f"{dtype_name(first.given)}, {dtype_name(first.cast)}",
+            "caller": dtype_name(call.caller) if call.caller else None,
+            "component": census,
+            "cause_key": census,
+        }
+        finding = Finding("LG105", "precision", self._boundary.component, self._boundary.direction, saw, evidence)
+        return self._context.host.explain(finding)
+
+    def _led_around(self, call: _Call) -> tuple[str, str]:
+        layers = len({led.path for led in call.led})
+        did = f"{self._boundary.direction}d with the original forward of {layers} layer{'s' if layers != 1 else ''}"
+        return did, "result finite" if call.finite else ""
 
     def _repaired(self, call: _Call) -> Repair:
         count = f"{call.operations} operation{'s' if call.operations != 1 else ''} cast"
@@ -283,6 +438,18 @@ def _judge(boundary: Boundary, call: _Call, first: _Seen, census: Census) -> tup
     foreign = next((dtype for dtype in first.dtypes if dtype != census.uniform), census.uniform)
     inside = f"{boundary.name} and its input are {own}, but inside something made it {dtype_name(foreign)}"
     return "LG104", f"{inside} ({where}{quoted})"
+
+
+@contextmanager
+def _declared_as(entry: Entry, dtype: torch.dtype) -> Iterator[None]:
+    """With the declaration saying `dtype`. What somebody else has set meanwhile stays."""
+    before = getattr(entry.owner, entry.declared)
+    setattr(entry.owner, entry.declared, dtype)
+    try:
+        yield
+    finally:
+        if getattr(entry.owner, entry.declared) == dtype:
+            setattr(entry.owner, entry.declared, before)
 
 
 def _calling_module(owner: torch.nn.Module) -> str:

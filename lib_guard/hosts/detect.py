@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .a1111 import A1111Host
 from .diffusers import DiffusersHost
+from .forge import ForgeHost
+from .sdnext import SdNextHost
 from .webui import WebUiHost
 
 #: In the order in which they are asked: the more special ones first.
-ADAPTERS: tuple[type[WebUiHost], ...] = (DiffusersHost,)
+ADAPTERS: tuple[type[WebUiHost], ...] = (DiffusersHost, SdNextHost, ForgeHost, A1111Host)
 
 
 def find_host() -> WebUiHost | None:

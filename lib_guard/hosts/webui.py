@@ -9,8 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..findings import Finding
-from .base import Boundary
+from ..findings import Finding, Repair
+from .base import Boundary, Shield
 from .seams import Seam
 
 #: Seams that LibGuard stands on in every WebUI, whatever guards are on.
@@ -25,6 +25,8 @@ COMMON_SEAMS = (
 class WebUiHost:
     """A WebUI of the family that began with AUTOMATIC1111's."""
 
+    #: Without a version.
+    name = "a WebUI"
     title = "a WebUI"
     seams: tuple[Seam, ...] = COMMON_SEAMS
 
@@ -38,7 +40,14 @@ class WebUiHost:
         """Whether a folder holds that WebUI. Executes nothing of it."""
         return False
 
+    def connect(self, begin: Callable[[Any], None], end: Callable[[Any], None]) -> None:
+        """See `Host`. Most hosts run the Scripts in every generation."""
+
     def boundaries(self) -> Sequence[Boundary]:
+        """See `Host`."""
+        return ()
+
+    def shields(self) -> Sequence[Shield]:
         """See `Host`."""
         return ()
 
@@ -48,6 +57,13 @@ class WebUiHost:
 
         options: Mapping[str, object] = shared.opts.data
         return options
+
+    def remember(self, request: Any) -> None:
+        """See `Host`."""
+
+    def left_behind(self, put_back: bool) -> Sequence[tuple[Finding, Repair | None]]:
+        """See `Host`."""
+        return ()
 
     def tab(self, request: Any) -> str:
         """See `Host`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -175,3 +176,13 @@ def test_sweep_finds_what_a_reloaded_extension_left():
     attach_ours(vae, [])
     assert sweep(vae) == 3 and state(vae) == clean
     assert all(not hasattr(value, MARK) for value in vars(vae).values())
+
+
+def test_a_function_of_a_plain_object_is_replaced_found_and_swept():
+    """What a host keeps in a Python module is no torch module, and LibGuard's mark on it must be found as well."""
+    owner = SimpleNamespace(forward=lambda x: x)
+    theirs = owner.forward
+    attachments = Attachments()
+    attachments.method(owner, "forward", lambda before: lambda x: before(x) + 1)
+    assert owner.forward(1) == 2 and marked(owner) == [": forward"]
+    assert sweep(owner) == 1 and owner.forward is theirs and marked(owner) == []

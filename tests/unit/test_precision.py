@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from lib_guard.border import Border
 from lib_guard.findings import Finding, Repair
 from lib_guard.guards import GuardContext, PrecisionGuard
 from lib_guard.hooks import marked
+from lib_guard.hosts.base import Detour, Shield
 from lib_guard.hosts.diffusers import vae_boundaries
 from lib_guard.settings import Settings
 
@@ -25,10 +27,17 @@ class OneVae:
     """A host that has a VAE and nothing else."""
 
     vae: nn.Module
+    all_shields: tuple[Shield, ...] = ()
     title: str = "one VAE"
 
     def boundaries(self):
         return vae_boundaries(self.vae)
+
+    def shields(self):
+        return self.all_shields
+
+    def left_behind(self, put_back):
+        return ()
 
     def explain(self, finding: Finding) -> Finding:
         return finding
@@ -40,12 +49,15 @@ class Guarded:
 
     vae: nn.Module
     settings: Settings = field(default_factory=Settings)
+    shields: tuple[Shield, ...] = ()
     reports: list[tuple[Finding, Repair | None]] = field(default_factory=list)
     own_failures: list[Finding] = field(default_factory=list)
 
     def __enter__(self) -> Guarded:
         border = Border(self.own_failures.append)
-        context = GuardContext(OneVae(self.vae), self.settings, border, lambda f, r: self.reports.append((f, r)))
+        context = GuardContext(
+            OneVae(self.vae, self.shields), self.settings, border, lambda f, r: self.reports.append((f, r))
+        )
         self.guard = PrecisionGuard(context)
         self.guard.attach()
         return self
@@ -328,3 +340,75 @@ def test_a_compiled_or_absent_vae_is_left_alone(make_vae):
     vae.decoder._compiled_call_impl = lambda *a, **k: None
     assert [boundary.direction for boundary in vae_boundaries(vae)] == ["encode"]
     assert vae_boundaries(None) == [] and vae_boundaries(torch.jit.script(nn.ReLU())) == []
+
+
+@pytest.fixture
+def patched_layers(monkeypatch):
+    """All Conv2d and GroupNorm of the process run through one function that casts to half, as AUTOMATIC1111's
+    functional LoRA path does; yields its owner."""
+    owner = SimpleNamespace(casts=0)
+
+    def through(layer, x, original):
+        owner.casts += 1
+        return original(layer, x.half())
+
+    owner.through = through
+    for kind in (nn.Conv2d, nn.GroupNorm):
+        plain = kind.forward
+        monkeypatch.setattr(kind, "forward", lambda self, x, plain=plain: owner.through(self, x, plain))
+    return owner
+
+
+def shield_of(owner: SimpleNamespace) -> Shield:
+    def detour(layer, x, original):
+        return None if x.dtype is HALF else Detour(layer, x.dtype, HALF, lambda: original(layer, x))
+
+    return Shield(owner, "through", detour)
+
+
+@pytest.mark.parametrize("direction", PASSES)
+def test_a_shielded_vae_gives_what_its_own_layers_compute(make_vae, patched_layers, direction):
+    call, vae, foreign = PASSES[direction], make_vae(), nn.Conv2d(3, 3, 1).half()
+    failing(call, vae, FLOAT)
+    through, casts = patched_layers.through, patched_layers.casts
+    with Guarded(vae, shields=(shield_of(patched_layers),)) as guarded:
+        result = call(vae, FLOAT)
+        assert patched_layers.casts == casts, "the VAE's layers were led around the cast"
+        assert foreign(torch.ones(1, 3, 2, 2)).dtype is HALF, "nobody else's were"
+    assert patched_layers.through is through and marked(patched_layers) == []
+    (finding, repair), *rest = guarded.reports
+    assert not rest and finding.code == "LG105" and repair.proof == "result finite"
+    assert finding.evidence["dtypes"] == "float32, float16" and finding.evidence["layers"] > 5
+    first = {"decode": "post_quant_conv", "encode": "encoder.conv_in"}[direction]
+    assert finding.evidence["module"] == first and f"{first} and " in finding.saw
+
+    patched_layers.through = lambda layer, x, original: original(layer, x)
+    assert torch.equal(result, call(make_vae(), FLOAT))
+
+
+def test_a_function_that_changes_no_dtype_runs_as_it_is(make_vae, patched_layers):
+    vae = make_vae().half()
+    healthy = decode(vae, HALF)
+    casts = patched_layers.casts
+    with Guarded(vae, shields=(shield_of(patched_layers),)) as guarded:
+        assert torch.equal(decode(vae, HALF), healthy)
+    assert guarded.reports == [] and patched_layers.casts == 2 * casts
+
+
+def test_warn_puts_up_no_shield(make_vae, patched_layers):
+    vae = make_vae()
+    with Guarded(vae, Settings(precision="warn"), (shield_of(patched_layers),)) as guarded:
+        failing(decode, vae, FLOAT)
+    assert guarded.codes == ["LG104"]
+
+
+def test_a_shield_that_fails_leaves_the_function_as_it_is(make_vae, patched_layers):
+    def detour(*_: object) -> None:
+        raise ValueError("a mistake of ours")
+
+    vae = make_vae().half()
+    healthy = decode(vae, HALF)
+    with Guarded(vae, shields=(Shield(patched_layers, "through", detour),)) as guarded:
+        assert torch.equal(decode(vae, HALF), healthy)
+        assert [finding.code for finding in guarded.own_failures] == ["LG001"]
+        guarded.own_failures.clear()

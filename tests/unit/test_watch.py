@@ -126,6 +126,16 @@ def test_the_next_request_ends_what_a_failure_left_open(world):
     assert Spy.log == ["attach warn", "detach"] and outcomes(world)[0] == "failed"
 
 
+def test_a_request_that_is_begun_again_is_watched_once_with_the_later_args(world):
+    request = Request()
+    world.host.running = [request]
+    world.watches.begin(request, [])
+    world.watches.begin(request, [True, "warn"])
+    assert Spy.log == ["attach fix", "detach", "attach warn"]
+    world.watches.end(request)
+    assert Spy.log[3:] == ["detach"] and outcomes(world) == ["failed", "finished"]
+
+
 def test_a_generation_inside_another_has_the_model_for_itself(world):
     outer, inner = Request(), Request()
     world.host.running = [outer]

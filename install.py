@@ -1,0 +1,59 @@
+"""Run by a WebUI when the extension is installed and at each start: checks what LibGuard needs.
+
+Every supported WebUI brings all of it along, so nothing is installed. `launch`, through which a package would be
+installed, exists in AUTOMATIC1111 (modules/launch_utils.py:414 runs this file) and Forge; SD.Next has its own.
+"""
+
+import re
+import sys
+from importlib import metadata
+
+PYTHON = (3, 10)
+#: Package -> the lowest version. torch 2.0 brought hooks that are called after a failure as well (`always_call`).
+NEEDED = {"torch": (2, 0), "safetensors": (0, 3)}
+
+
+def problems():
+    """What is missing or too old, one clause each."""
+    found = []
+    if sys.version_info < PYTHON:
+        found.append(f"Python {_dotted(sys.version_info[:2])} is older than {_dotted(PYTHON)}")
+    for package, lowest in NEEDED.items():
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found.append(f"{package} is not installed")
+            continue
+        if _numbers(version) < lowest:
+            found.append(f"{package} {version} is older than {_dotted(lowest)}")
+    return found
+
+
+def install(package):
+    """Have the WebUI install a package; False where it lends no way to."""
+    try:
+        import launch
+    except ImportError:
+        return False
+    if not hasattr(launch, "run_pip"):
+        return False
+    launch.run_pip(f"install {package}", f"{package} for LibGuard")
+    return True
+
+
+def _numbers(version):
+    """`2.13.0+cpu` -> (2, 13)."""
+    leading = re.match(r"(\d+)(?:\.(\d+))?", version)
+    return tuple(int(number or 0) for number in leading.groups()) if leading else ()
+
+
+def _dotted(numbers):
+    return ".".join(map(str, numbers))
+
+
+if __name__ == "__main__":
+    # The only small one, and the only one that a WebUI can do without having it.
+    if "safetensors is not installed" in problems():
+        install("safetensors")
+    for problem in problems():
+        print(f"[LibGuard] cannot work here: {problem}")

@@ -1,0 +1,114 @@
+"""What AUTOMATIC1111's rows are made of: how it is started, and the requests."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.keeper import Host, Keeper
+from harness.proof import BASE, OFF
+
+AUTOCAST = Path(__file__).resolve().parent / "standins" / "autocast"
+
+#: Name -> flags. `mac` is what webui-macos-env.sh sets on every Mac, `gpu` the commonest split of dtypes elsewhere.
+FLAGS: dict[str, tuple[str, ...]] = {
+    "mac": ("--upcast-sampling", "--no-half-vae"),
+    "gpu": ("--no-half-vae",),
+    "full": ("--no-half",),
+}
+
+#: Names the folder of the unmodified extension, at be623452; it must be called sd-webui-regional-prompter.
+PROMPTER_VARIABLE = "LIB_GUARD_REGIONAL_PROMPTER"
+
+RED = {**BASE, "prompt": "a red cat on a green chair <lora:redlora:1>"}
+HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6}
+PIXEL_HIRES = {**HIRES, "hr_upscaler": "Lanczos"}
+LATENT_HIRES = {**HIRES, "hr_upscaler": "Latent"}
+#: Steps 1 and 2 against guidance 3 and 4; one picture a cell, and the whole.
+GRID: dict[str, Any] = {
+    "script_name": "X/Y/Z plot",
+    "script_args": [4, "1,2", [], 6, "3,4", [], 0, "", [], True, False, False, False, False, False, False, 0, False],
+}
+
+
+def regions(**more: Any) -> dict[str, Any]:
+    """A request of two regions with a LoRA each, in Regional Prompter's Latent mode."""
+    columns = ["Matrix", "Columns", "Mask", "Prompt", "1,1", "0.2", False, False, False]
+    arguments = [True, False, *columns, "Latent", [False], "0", "0", "0.4", None, "0", "0", False]
+    prompt = "a red cat <lora:redlora:1> BREAK a blue dog <lora:bluelora:1>"
+    return {**BASE, "prompt": prompt, **more, "alwayson_scripts": {"Regional Prompter": {"args": arguments}}}
+
+
+def prompter() -> Path:
+    """Regional Prompter's folder. Skips when it is not named."""
+    named = os.environ.get(PROMPTER_VARIABLE, "")
+    if not named:
+        pytest.skip(f"set {PROMPTER_VARIABLE} to the folder of Regional Prompter")
+    return Path(named).resolve()
+
+
+def start(a1111: Keeper, flags: str, *extensions: Path, more: tuple[str, ...] = (), **settings: object) -> Host:
+    """The host with one of `FLAGS`, and the stand-in for CUDA's autocast where the flags need it."""
+    standins = () if flags == "full" else (AUTOCAST,)
+    return a1111(flags=(*FLAGS[flags], *more), extensions=(*standins, *extensions), **settings)
+
+
+def calm(host: Host) -> None:
+    """Nothing remembered of what came before.
+
+    The ordinary request is for Regional Prompter, which puts back what one failure left in the next request only.
+    """
+    host.generate("txt2img", BASE, OFF)
+    forget(host)
+
+
+def settle(host: Host) -> None:
+    """As `calm`, and the weights as on the disk: loading another checkpoint in between makes the host read them."""
+    host.generate("txt2img", BASE, OFF)
+    for name in ("othersd1", "tinysd1"):
+        host.options(sd_model_checkpoint=f"{name}.safetensors")
+    forget(host)
+
+
+def forget(host: Host) -> None:
+    """Encoded prompts are kept between requests, and would make the second of two equal sequences another one."""
+    host.probe("forget_conditioning")
+
+
+def reload_ui(host: Host, seconds: float = 120.0) -> None:
+    """Reload UI, and wait until everything is up again."""
+    mark = host.mark()
+    host.probe("reload_ui")
+    deadline = time.monotonic() + seconds
+    while host.kind.ready not in host.output()[mark:]:
+        assert host.alive and time.monotonic() < deadline, host.tail()
+        time.sleep(0.3)
+    # The line is printed when the routes are there.
+    assert host.get("/lib-guard-probe/ping").status == 200
+
+
+@contextmanager
+def previews(host: Host) -> Iterator[list[str]]:
+    """Ask for a live preview again and again, as an open page does; the host decodes them in the asking thread."""
+    seen: list[str] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            image = (host.get("/sdapi/v1/progress").json or {}).get("current_image")
+            seen.extend([image] if image and image not in seen else [])
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()

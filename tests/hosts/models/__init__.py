@@ -1,0 +1,1 @@
+"""Tiny models in the layouts that the hosts read."""

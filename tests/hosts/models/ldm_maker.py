@@ -1,0 +1,140 @@
+"""Makes tiny Stable Diffusion 1 checkpoints, LoRAs and a TAESD; run by AUTOMATIC1111's interpreter in its folder.
+
+ldm_maker.py OUT CLIP TOKENS: OUT is filled (`models/`, `clip/config.json`); CLIP is where `clip` will lie at last.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+OUT, CLIP, TOKENS = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+sys.argv = [sys.argv[0], "--use-cpu", "all", "--no-half"]
+sys.path[:0] = [str(Path.cwd()), str(Path.cwd() / "repositories" / "stable-diffusion-stability-ai")]
+
+import torch  # noqa: E402 - the path comes first
+from ldm.util import instantiate_from_config  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
+
+WIDTH = 64
+CHECKPOINTS = {"tinysd1": 1, "othersd1": 2}
+#: Name -> seed, and whether it changes the text encoder. No name is part of another: Regional Prompter looks them up
+#: in the prompt as they are.
+LORAS = {"redlora": (11, True), "bluelora": (12, True), "greenunet": (13, False)}
+RANK, LOUDNESS = 4, 0.25
+
+
+def text_config():
+    """A CLIP text encoder in all its twelve layers, narrow."""
+    ids = {"bos_token_id": TOKENS - 2, "eos_token_id": TOKENS - 1, "pad_token_id": TOKENS - 1}
+    return CLIPTextConfig(
+        vocab_size=TOKENS,
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        projection_dim=WIDTH,
+        **ids,
+    )
+
+
+def config():
+    """The host's own config with small widths."""
+    found = OmegaConf.load("configs/v1-inference.yaml")
+    parameters = found.model.params
+    parameters.unet_config.params.model_channels = 32
+    parameters.unet_config.params.context_dim = WIDTH
+    parameters.first_stage_config.params.ddconfig.ch = 32
+    parameters.cond_stage_config.params = {"version": CLIP}
+    return found
+
+
+def parts(settings):
+    """UNet, VAE and text encoder with weights that let prompt and seed be seen in the picture."""
+    parameters = settings.model.params
+    unet, vae = (instantiate_from_config(parameters[f"{name}_config"]) for name in ("unet", "first_stage"))
+    text = CLIPTextModel(text_config())
+    with torch.no_grad():
+        for part in (unet, vae):
+            for weight in part.parameters():
+                # Output layers that begin at zero would make every prompt the same picture.
+                if weight.dim() > 1 and float(weight.abs().max()) == 0:
+                    torch.nn.init.normal_(weight, std=0.05)
+        # The host divides by the mean of what the text encoder gives: a last norm without bias has a mean of zero.
+        torch.nn.init.normal_(text.text_model.final_layer_norm.bias, mean=0.2, std=0.3)
+        torch.nn.init.normal_(text.text_model.final_layer_norm.weight, mean=1.0, std=0.2)
+    return unet, vae, text
+
+
+def checkpoint(unet, vae, text):
+    """The state dict of a single-file checkpoint, half precision as they are distributed."""
+    found = {f"model.diffusion_model.{name}": value for name, value in unet.state_dict().items()}
+    found |= {f"first_stage_model.{name}": v for name, v in vae.state_dict().items() if not name.startswith("loss")}
+    found |= {f"cond_stage_model.transformer.{name}": value for name, value in text.state_dict().items()}
+    half = {name: value.half() if value.is_floating_point() else value for name, value in found.items()}
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    schedule = {"betas": betas.float(), "alphas_cumprod": torch.cumprod(1 - betas, 0).float()}
+    return {name: value.contiguous() for name, value in (half | schedule).items()}
+
+
+def kohya_name(path):
+    """`input_blocks.1.1.transformer_blocks...` as LoRA files name it."""
+    words = path.split(".")
+    if words[0] == "input_blocks":
+        index = int(words[1]) - 1
+        block = f"down_blocks_{index // 3}_attentions_{index % 3}"
+    elif words[0] == "output_blocks":
+        index = int(words[1])
+        block = f"up_blocks_{index // 3}_attentions_{index % 3}"
+    else:
+        block = "mid_block_attentions_0"
+    return "_".join(["lora_unet", block, *words[words.index("transformer_blocks") :]])
+
+
+def lora(unet, text, seed, with_text):
+    """A LoRA on every linear layer of the transformer blocks, and of the text encoder where asked for."""
+    layers = {kohya_name(path): layer for path, layer in unet.named_modules() if "transformer_blocks" in path}
+    if with_text:
+        layers |= {f"lora_te_{path.replace('.', '_')}": layer for path, layer in text.named_modules()}
+    generator, found = torch.Generator().manual_seed(seed), {}
+    for name, layer in layers.items():
+        if isinstance(layer, torch.nn.Linear):
+            down = torch.randn(RANK, layer.in_features, generator=generator)
+            up = torch.randn(layer.out_features, RANK, generator=generator)
+            found[f"{name}.lora_down.weight"], found[f"{name}.lora_up.weight"] = down * LOUDNESS, up * LOUDNESS
+            found[f"{name}.alpha"] = torch.tensor(float(RANK))
+    return found
+
+
+def write_taesd(folder):
+    """A TAESD of random weights, so that the host looks for none online."""
+    from modules import sd_vae_taesd
+
+    folder.mkdir(parents=True)
+    for seed, name in enumerate(("decoder", "encoder")):
+        torch.manual_seed(seed)
+        # The old format: of the new one's files the host knows only those that older versions of torch wrote.
+        weights = getattr(sd_vae_taesd, name)(4).state_dict()
+        torch.save(weights, folder / f"taesd_{name}.pth", _use_new_zipfile_serialization=False)
+
+
+def main():
+    models, settings = OUT / "models", config()
+    for name in ("Stable-diffusion", "Lora"):
+        (models / name).mkdir(parents=True)
+    text_config().save_pretrained(OUT / "clip")
+    for name, seed in CHECKPOINTS.items():
+        torch.manual_seed(seed)
+        unet, vae, text = parts(settings)
+        OmegaConf.save(settings, models / "Stable-diffusion" / f"{name}.yaml")
+        save_file(checkpoint(unet, vae, text), models / "Stable-diffusion" / f"{name}.safetensors")
+    for name, (seed, with_text) in LORAS.items():
+        about = {"ss_base_model_version": "sd_v1", "ss_network_module": "networks.lora", "ss_output_name": name}
+        tensors = lora(unet, text, seed, with_text)
+        save_file(tensors, models / "Lora" / f"{name}.safetensors", metadata={**about, "ss_network_dim": str(RANK)})
+    write_taesd(models / "VAE-taesd")
+    print(json.dumps(sorted(str(path.relative_to(OUT)) for path in OUT.rglob("*"))))
+
+
+main()

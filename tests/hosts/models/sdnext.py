@@ -1,0 +1,85 @@
+"""The embedded host's diffusers folders as SD.Next needs them.
+
+They serve as they are but for SDXL: SD.Next takes pooled embeddings only from a second text encoder that is wider than
+768 (prompt_parser_diffusers.py:702), so that one, and the UNet that reads it, are written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from demo.bench import DEFAULT_DATA
+from demo.models import VERSION, build
+from demo.models.sizes import SIZES
+
+#: Where SD.Next looks (Settings > Paths), by the embedded host's folder.
+_PLACES = {"Stable-diffusion": "Diffusers", "Lora": "Lora", "embeddings": "embeddings"}
+_KEPT = DEFAULT_DATA / "models-sdnext"
+#: Raised when what is written here changes.
+_OWN_VERSION = f"{VERSION}.2"
+
+_WIDTH = 800
+
+
+def write_models(folder: Path) -> None:
+    """Fill a data folder's `models`."""
+    stamp = _KEPT / "version.txt"
+    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != _OWN_VERSION:
+        shutil.rmtree(_KEPT, ignore_errors=True)
+        _build()
+        stamp.write_text(_OWN_VERSION, encoding="utf-8")
+    shutil.copytree(_KEPT, folder)
+
+
+def _build() -> None:
+    built = build(DEFAULT_DATA / "models")
+    for source, place in _PLACES.items():
+        shutil.copytree(built / source, _KEPT / place)
+    for name in ("tiny-sdxl", "tiny-sdxl-fp16fix"):
+        _widen(_KEPT / "Diffusers" / name)
+    _write_taesd(_KEPT / "TAESD" / "taesd_13_decoder_sd.pth")
+
+
+def _widen(checkpoint: Path) -> None:
+    """Write a wide second text encoder and the UNet for it in the place of the narrow ones."""
+    import torch
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    from demo.models.weights import randomize
+
+    text = json.loads((checkpoint / "text_encoder_2" / "config.json").read_text(encoding="utf-8"))
+    shape = {"hidden_size": _WIDTH, "intermediate_size": _WIDTH, "num_hidden_layers": 1}
+    unet = json.loads((checkpoint / "unet" / "config.json").read_text(encoding="utf-8"))
+    made = {
+        "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**{**text, **shape})),
+        "unet": UNet2DConditionModel.from_config({**unet, "cross_attention_dim": SIZES.clip_width + _WIDTH}),
+    }
+    for seed, (name, module) in enumerate(made.items(), 61):
+        randomize(module, seed)
+        shutil.rmtree(checkpoint / name)
+        module.to(torch.float16).eval().save_pretrained(str(checkpoint / name))
+
+
+def _write_taesd(path: Path) -> None:
+    """A TAESD decoder of random weights, in the layers' order of its published files (modules/taesd/taesd.py)."""
+    import torch
+
+    generator, state = torch.Generator().manual_seed(7), {}
+
+    def convolution(name: str, given: int, made: int, bias: bool = True) -> None:
+        state[f"{name}.weight"] = torch.randn(made, given, 3, 3, generator=generator) * 0.04
+        if bias:
+            state[f"{name}.bias"] = torch.zeros(made)
+
+    convolution("1", 4, 64)
+    for block in (3, 4, 5, 8, 9, 10, 13, 14, 15, 18):
+        for inner in (0, 2, 4):
+            convolution(f"{block}.conv.{inner}", 64, 64)
+    for plain in (7, 12, 17):
+        convolution(str(plain), 64, 64, bias=False)
+    convolution("19", 64, 3)
+    path.parent.mkdir(parents=True)
+    torch.save(state, path)

@@ -1,0 +1,229 @@
+"""Healthy generations on a running SD.Next: with LibGuard they are bit-identical, and nothing is said.
+
+Its default way of applying a LoRA adds to the weights and subtracts again, so that every request with one leaves other
+weights behind: each of the two passes of a row begins with weights fresh from the disk.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from harness.keeper import Host, Keeper
+from harness.proof import BASE, INIT, MASK, OFF, ON, POLICY_OFF, TABLE, Result, assert_silent, digest, fresh, same
+from sdnext_rows import DETAILER, HIRES_LATENT, HIRES_PIXEL, SD3, SD15, SDXL, SDXL_FIX, control, detecting, select
+
+Calls = list[tuple[str, dict[str, Any]]]
+
+
+def prompt(text: str) -> dict[str, Any]:
+    """The basic request with another prompt."""
+    return {**BASE, "prompt": text}
+
+
+ROWS: dict[str, Calls] = {
+    "Z01-S": [("txt2img", BASE), ("txt2img", {**BASE, "cfg_scale": 1.0, "steps": 3})],
+    "Z02-S-latent": [("txt2img", HIRES_LATENT)],
+    "Z02-S-pixel": [("txt2img", HIRES_PIXEL)],
+    "Z03-S": [("img2img", {**BASE, **INIT})],
+    "Z04-S": [("img2img", {**BASE, **MASK})],
+    "Z05-S": [("txt2img", {**BASE, "batch_size": 2, "n_iter": 2})],
+    "Z03-S-detailer": [("txt2img", DETAILER)],
+}
+
+LORAS: dict[str, Calls] = {
+    "Z06-S-one": [("txt2img", prompt("a red cat <lora:tiny-crimson:0.8>"))],
+    "Z06-S-two": [("txt2img", prompt("a red cat <lora:tiny-crimson:0.7> <lora:tiny-azure:0.4>"))],
+    "Z07-S": [
+        ("txt2img", prompt("a red cat <lora:tiny-crimson:1>")),
+        ("txt2img", prompt("a red cat <lora:tiny-azure:0.5>")),
+        ("txt2img", prompt("a red cat")),
+        ("txt2img", prompt("a red cat <lora:tiny-crimson:1>")),
+    ],
+}
+
+#: Id -> checkpoint; tiny-sdxl's VAE is converted to float32 by the host itself at decode, which is healthy.
+FAMILIES = {"sdxl": SDXL, "sdxl-fix": SDXL_FIX, "sd3": SD3}
+
+# The host in FP32.
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_row(sdnext: Keeper, row: str) -> None:
+    host = detecting(select(sdnext(), SD15))
+    assert_silent(host, row, ROWS[row])
+
+
+@pytest.mark.parametrize("row_id", ["Z01-S-control"])
+def test_control_tab(sdnext: Keeper, row_id: str) -> None:
+    """The Control tab runs no Script; LibGuard takes the defaults from Settings."""
+    host = select(sdnext(), SD15)
+    result = TABLE.add(host, Result(row_id, "Control tab"))
+    host.options(lib_guard_enabled=False)
+    result.without = result.reference = digest(control(host).pictures)
+    host.options(lib_guard_enabled=True)
+    mark, number = host.mark(), len(host.probe.ledger())
+    result.with_ = digest(control(host).pictures)
+    generations = host.probe.ledger()[number:]
+    assert result.with_ == result.without != "none"
+    assert [(one["tab"], one["outcome"], one["entries"]) for one in generations] == [("control", "finished", [])]
+    assert host.said(mark) == [] and host.probe.marks() == []
+    result.passed = True
+
+
+@pytest.mark.parametrize("row", LORAS)
+def test_lora(sdnext: Keeper, row: str) -> None:
+    host = select(sdnext(), SD15)
+    plain = digest(host.generate("txt2img", prompt("a red cat"), OFF).pictures)
+    result = assert_silent(host, row, LORAS[row], prepare=lambda: fresh(host))
+    assert result.with_ != plain, "the LoRA did nothing"
+
+
+@pytest.mark.parametrize("row", ["Z08-S"])
+def test_textual_inversion(sdnext: Keeper, row: str) -> None:
+    host = select(sdnext(), SD15)
+    assert_silent(host, row, [("txt2img", prompt("a red cat, tiny-style"))], prepare=lambda: fresh(host))
+    assert "tiny-style" in host.get("/sdapi/v1/embeddings").json["loaded"]
+
+
+@pytest.mark.parametrize("row", ["Z10-S"])
+def test_tiled_vae(sdnext: Keeper, row: str) -> None:
+    host = select(sdnext(), SD15)
+    large = {"width": 128, "height": 128}
+    calls: Calls = [("txt2img", {**BASE, **large}), ("img2img", {**BASE, **INIT, **large})]
+    with options(host, {"diffusers_vae_tiling": True, "diffusers_vae_tile_size": 64}, {"diffusers_vae_tiling": False}):
+        assert_silent(host, row, calls)
+
+
+@pytest.mark.parametrize("method", ["Simple", "TAESD", "Full"], ids=lambda method: f"Z11-S-preview-{method.lower()}")
+def test_live_previews(sdnext: Keeper, method: str) -> None:
+    host = select(sdnext(), SD15)
+    calls: Calls = [("txt2img", {**BASE, "steps": 12})]
+    with options(host, {"show_progress_type": method}, {"show_progress_type": "TAESD"}), previews(host) as seen:
+        assert_silent(host, f"Z11-S-preview-{method.lower()}", calls)
+    assert any(seen), "no preview was made, so this shows nothing"
+
+
+@pytest.mark.parametrize("row", ["Z11-S-taesd"])
+def test_tiny_vae(sdnext: Keeper, row: str) -> None:
+    host = select(sdnext(), SD15)
+    full = digest(host.generate("txt2img", BASE, OFF).pictures)
+    result = assert_silent(host, row, [("txt2img", {**BASE, "vae_type": "Tiny"})])
+    assert result.with_ != full, "TAESD was not used"
+
+
+@pytest.mark.parametrize("what", ["interrupt", "skip", "raise"], ids=lambda what: f"Z12-S-{what}")
+def test_interrupt(sdnext: Keeper, what: str) -> None:
+    """In the middle of sampling, and then an ordinary request."""
+    host = select(sdnext(), SD15)
+    long = {**BASE, "steps": 6, "n_iter": 2}
+    assert_silent(
+        host, f"Z12-S-{what}", [("txt2img", long), ("txt2img", BASE)], prepare=lambda: host.probe.at_step(2, what)
+    )
+    host.probe.at_step(0, "nothing")
+
+
+@pytest.mark.parametrize("row", ["Z13-S"])
+def test_checkpoint_switch(sdnext: Keeper, row: str) -> None:
+    host = select(sdnext(), SD15)
+    other = {**BASE, "override_settings": {"sd_model_checkpoint": SDXL}}
+    result = assert_silent(host, row, [("txt2img", BASE), ("txt2img", other), ("txt2img", BASE)])
+    assert result.with_ != digest(host.generate("txt2img", BASE, OFF).pictures * 3), "the checkpoint was not switched"
+
+
+@pytest.mark.parametrize("row", ["Z16-S"])
+def test_restart(sdnext: Keeper, row: str) -> None:
+    """Restart server, twice: SD.Next's Reload UI."""
+    host = select(sdnext(), SD15)
+    before = host.generate("txt2img", BASE, ON).pictures
+    for _ in range(2):
+        mark = host.mark()
+        host.probe("reload_ui")
+        host.wait_for_restart(mark)
+        started = host.said(mark)
+        assert len(started) == 1 and "guards: precision" in started[0], started
+        assert same(host.generate("txt2img", BASE, ON).pictures, before)
+        assert_silent(host, row, [("txt2img", BASE), ("img2img", {**BASE, **INIT})])
+
+
+@pytest.mark.parametrize("mode", ["balanced", "model", "group", "sequential"], ids=lambda mode: f"Z17-S-{mode}")
+def test_offload(sdnext: Keeper, mode: str) -> None:
+    host = select(sdnext(), SD15)
+    calls: Calls = [("txt2img", BASE), ("img2img", {**BASE, **INIT}), ("txt2img", HIRES_PIXEL)]
+    with options(host, {"diffusers_offload_mode": mode}, {"diffusers_offload_mode": "none"}):
+        fresh(host)
+        alone = [host.generate(endpoint, body, OFF) for endpoint, body in calls]
+        broken = next((answer for answer in alone if not answer.pictures), None)
+        if broken is not None:
+            pytest.skip(f"{mode} offload does not work in SD.Next on a CPU, without LibGuard: {broken.text[:160]}")
+        assert_silent(host, f"Z17-S-{mode}", calls, prepare=lambda: fresh(host))
+
+
+@pytest.mark.parametrize("row", ["Z19-S"])
+def test_policy_off(sdnext: Keeper, row: str) -> None:
+    """No hook anywhere on the model in the middle of a generation; with the policy on there are some to be found."""
+    host = select(sdnext(), SD15)
+    result = TABLE.add(host, Result(row, "txt2img, the precision guard off"))
+    found: dict[str, list[list[str]]] = {}
+    shown = {}
+    for name, scripts in {"off": POLICY_OFF, "disabled": OFF, "on": ON}.items():
+        host.probe.watch_hooks(True)
+        shown[name] = digest(host.generate("txt2img", BASE, scripts).pictures)
+        found[name] = host.probe.watch_hooks(False)
+    result.without, result.with_ = shown["disabled"], shown["off"]
+    assert found["off"] and not any(found["off"]), found["off"]
+    assert found["disabled"] and not any(found["disabled"])
+    assert found["on"] and all(found["on"])
+    assert len(set(shown.values())) == 1
+    result.passed = True
+
+
+# The hosts in half.
+
+
+# The dtype below the row, so that it changes last: each is a start of the host.
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("dtype", ["BF16", "FP16"])
+def test_row_in_half(sdnext: Keeper, row: str, dtype: str) -> None:
+    host = detecting(select(sdnext(cuda_dtype=dtype), SD15))
+    assert_silent(host, f"{row}-{dtype.lower()}", ROWS[row])
+
+
+@pytest.mark.parametrize("row", ["Z01-S", "Z02-S-pixel", "Z03-S"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_row_on_other_families(sdnext: Keeper, row: str, family: str) -> None:
+    host = select(sdnext(cuda_dtype="FP16"), FAMILIES[family])
+    assert_silent(host, f"{row}-fp16-{family}", ROWS[row], prepare=lambda: fresh(host))
+
+
+@contextmanager
+def options(host: Host, values: dict[str, Any], after: dict[str, Any]) -> Iterator[None]:
+    """The host with these options, and afterwards with those."""
+    host.options(**values)
+    try:
+        yield
+    finally:
+        host.options(**after)
+
+
+@contextmanager
+def previews(host: Host) -> Iterator[list[bool]]:
+    """Ask for progress all the while, as an open page does; whether each answer carried a preview."""
+    seen: list[bool] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(0.05):
+            answer = host.get("/sdapi/v1/progress?skip_current_image=false")
+            seen.append(bool(isinstance(answer.json, dict) and answer.json.get("current_image")))
+
+    page = threading.Thread(target=ask, name="a-page")
+    page.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        page.join()
