@@ -9,8 +9,8 @@ import sys
 from importlib import metadata
 
 PYTHON = (3, 10)
-#: Package -> the lowest version. torch 2.0 brought hooks that are called after a failure as well (`always_call`).
-NEEDED = {"torch": (2, 0), "safetensors": (0, 3)}
+#: Package -> the lowest version that LibGuard was tried with.
+NEEDED = {"torch": (2, 1), "safetensors": (0, 3)}
 
 
 def problems():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,14 @@ def badge_says(page: Any, tab: str, text: str) -> None:
     )
 
 
+def finished(host: Host, generations: int) -> None:
+    """Return when so many generations of the page are over; the status is renewed when one begins, too."""
+    deadline = time.monotonic() + MILLISECONDS / 1000
+    while [one["outcome"] for one in host.probe.ledger()].count("running") or len(host.probe.ledger()) < generations:
+        assert time.monotonic() < deadline, host.tail()
+        time.sleep(0.5)
+
+
 def test_txt2img(forge: Keeper) -> None:
     host, errors = start(forge), []
     damaged(host)
@@ -94,6 +104,7 @@ def test_txt2img(forge: Keeper) -> None:
 
         fresh_vae(host)
         generate(page, "txt2img")
+        finished(host, generations=3)
         badge_says(page, "txt2img", "")
         assert "nothing was wrong" in page.inner_text("#script_txt2img_libguard_status")
     assert [error for error in errors if "lib_guard" in error] == []
@@ -106,7 +117,7 @@ def test_img2img(forge: Keeper, tmp_path: Path) -> None:
     picture.write_bytes(base64.b64decode(INIT["init_images"][0]))
     with browser.page() as page:
         opened(page, host)
-        page.get_by_role("tab", name="img2img", exact=True).first.click()
+        page.get_by_role("tab", name=re.compile("^img2img$", re.IGNORECASE)).first.click()
         page.locator("#img2img_script_container .lib-guard-img2img .label-wrap").click()
         page.locator("#script_img2img_libguard_precision").wait_for(state="visible")
         page.locator("#img2img_image input[type=file]").first.set_input_files(str(picture))

@@ -64,11 +64,11 @@ class Keeper:
             raise
 
     def close(self) -> None:
-        """Stop the host and delete its data folder."""
-        host, self._host = self._host, None
-        if host is not None:
-            host.stop()
-            shutil.rmtree(host.data, ignore_errors=True)
+        """Stop the host and delete its data folder. After an interrupt it can be called again."""
+        if self._host is not None:
+            self._host.stop()
+            shutil.rmtree(self._host.data, ignore_errors=True)
+            self._host = None
 
     def changed(self) -> str:
         """What has changed in the WebUI's folder since the first start, in git's words; empty when nothing has."""

@@ -100,8 +100,8 @@ class Server:
         self._wait(START_SECONDS, since)
 
     def stop(self) -> None:
-        """End the process and whatever it started."""
-        process, self._process = self._process, None
+        """End the process and whatever it started. After an interrupt it can be called again."""
+        process = self._process
         if process is None:
             return
         _signal(process, signal.SIGTERM)
@@ -112,6 +112,7 @@ class Server:
             process.wait(STOP_SECONDS)
         if process.stdin:
             process.stdin.close()
+        self._process = None
 
     @property
     def alive(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import inspect
 import io
 import ipaddress
 import os
@@ -250,7 +251,10 @@ def install_extension(url: str) -> dict[str, Any]:
     """What the button Extensions > Install from URL does."""
     from modules import ui_extensions
 
-    return {"said": ui_extensions.install_extension_from_url(None, url)[1]}
+    install_from = ui_extensions.install_extension_from_url
+    # SD.Next's needs what the page shows meanwhile as well: branch, search text, sort order.
+    more = (None, "", "default") if "search_text" in inspect.signature(install_from).parameters else ()
+    return {"said": install_from(None, url, *more)[1]}
 
 
 # Forge: the VAE's wrapper, and the model that it loads only when a request comes.
