@@ -140,7 +140,8 @@ class Finding:
 class Repair:
     """What was done about a finding.
 
-    did: in one clause. proof: how it is known to have worked, empty when it is not. milliseconds: the extra time.
+    did: in one clause. proof: how it is known to have worked, empty when it is not. milliseconds: the extra time, 0
+    where there is none to speak of.
     """
 
     did: str
@@ -156,7 +157,8 @@ class Repair:
 def outcome(finding: Finding, repair: Repair | None) -> str:
     """What was done, in a clause; what LibGuard does about its own troubles is the code's cure and needs no repair."""
     if repair is not None:
-        return f"{repair.did}, {repair.proof or 'not proven'}, {repair.milliseconds:.1f} ms"
+        spent = f", {repair.milliseconds:.1f} ms" if repair.milliseconds else ""
+        return f"{repair.did}, {repair.proof or 'not proven'}{spent}"
     if finding.component == LIBGUARD:
         return CODES[finding.code].cure.rstrip(".")
     return "left as it is (policy Warn)"

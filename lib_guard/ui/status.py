@@ -7,6 +7,13 @@ from html import escape
 from ..findings import CODES, outcome
 from ..ledger import Entry, Generation
 
+#: What is said of a generation without findings, by its outcome.
+_NOTHING = {
+    "running": "A generation is running; nothing has been wrong so far.",
+    "finished": "Last generation: nothing was wrong.",
+    "failed": "Last generation: it failed, and LibGuard noted nothing.",
+}
+
 
 def summary(generation: Generation | None) -> str:
     """A few words for the accordion's closed header; empty when there is nothing to say."""
@@ -23,7 +30,7 @@ def status_html(generation: Generation | None) -> str:
     if generation is None:
         body = "<p>No generation yet.</p>"
     elif not generation.entries:
-        body = "<p>Last generation: nothing was wrong.</p>"
+        body = f"<p>{_NOTHING[generation.outcome]}</p>"
     else:
         body = "".join(_paragraph(entry) for entry in generation.entries)
         if generation.crowded:

@@ -49,7 +49,11 @@ def finding(saw: str = "saw", direction: str = "decode") -> Finding:
 
 
 def test_the_status_before_and_after_a_healthy_generation():
-    assert "No generation yet" in status_html(None) and "nothing was wrong" in status_html(generation())
+    assert "No generation yet" in status_html(None) and "is running" in status_html(generation())
+    for outcome, words in (("finished", "nothing was wrong"), ("failed", "it failed")):
+        ended = generation()
+        ended.outcome = outcome
+        assert words in status_html(ended)
     assert summary(None) == summary(generation()) == ""
 
 
