@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,24 +88,3 @@ def reload_ui(host: Host, seconds: float = 120.0) -> None:
         time.sleep(0.3)
     # The line is printed when the routes are there.
     assert host.get("/lib-guard-probe/ping").status == 200
-
-
-@contextmanager
-def previews(host: Host) -> Iterator[list[str]]:
-    """Ask for a live preview again and again, as an open page does; the host decodes them in the asking thread."""
-    seen: list[str] = []
-    over = threading.Event()
-
-    def ask() -> None:
-        while not over.is_set():
-            image = (host.get("/sdapi/v1/progress").json or {}).get("current_image")
-            seen.extend([image] if image and image not in seen else [])
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        over.set()
-        thread.join()

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from a1111_rows import GRID, LATENT_HIRES, PIXEL_HIRES, RED, calm, forget, previews, prompter, regions, settle, start
+from a1111_rows import GRID, LATENT_HIRES, PIXEL_HIRES, RED, calm, forget, prompter, regions, settle, start
 from harness.keeper import Host, Keeper
+from harness.previews import previews
 from harness.proof import BASE, INIT, MASK, OFF, ON, TABLE, Result, Row, assert_cured, digest, same
 
 REPORTED = "Input type (c10::Half) and bias type (float) should be the same"

@@ -6,8 +6,9 @@ import re
 from typing import Any
 
 import pytest
-from a1111_rows import FLAGS, GRID, LATENT_HIRES, PIXEL_HIRES, RED, calm, forget, previews, prompter, reload_ui, start
+from a1111_rows import FLAGS, GRID, LATENT_HIRES, PIXEL_HIRES, RED, calm, forget, prompter, reload_ui, start
 from harness.keeper import Keeper
+from harness.previews import previews
 from harness.proof import BASE, INIT, MASK, OFF, ON, POLICY_OFF, assert_silent, same
 
 NOISE = {"inpainting_fill": 2, "inpaint_full_res": True, "mask_blur": 0}

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import base64
 import re
-import time
 from pathlib import Path
-from typing import Any
 
-import pytest
 from forge_rows import fresh_vae
 from harness.keeper import Host, Keeper
 from harness.kinds import KINDS
+from harness.page import NEEDS_BROWSER, badge_says, choose, finished, generate, opened, small
 from harness.proof import INIT
 
 from demo import browser
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not browser.find(), reason="no Chromium: install one, or name it in LIB_GUARD_BROWSER"),
-]
-
-#: The page is large, and Forge loads its model with the first request.
-MILLISECONDS = 240_000
+pytestmark = NEEDS_BROWSER
 
 
 def start(forge: Keeper) -> Host:
@@ -34,45 +26,6 @@ def damaged(host: Host) -> None:
     """A VAE in half that is believed to be in float32: decode and encode fail."""
     fresh_vae(host)
     host.probe.damage("half_state")
-
-
-def opened(page: Any, host: Host) -> None:
-    page.set_default_timeout(MILLISECONDS)
-    page.goto(f"http://127.0.0.1:{host.port}", timeout=MILLISECONDS)
-    page.wait_for_selector("#txt2img_generate")
-
-
-def small(page: Any, tab: str) -> None:
-    """Settings that a CPU can do."""
-    values = {"steps": 2, "width": 64, "height": 64}
-    for name, value in values.items():
-        field = page.locator(f"#{tab}_{name} input[type=number]")
-        field.fill(str(value))
-        field.press("Tab")
-
-
-def choose(page: Any, tab: str, name: str, label: str) -> None:
-    page.locator(f"#script_{tab}_libguard_{name}").get_by_label(label, exact=True).click()
-
-
-def generate(page: Any, tab: str) -> None:
-    page.fill(f"#{tab}_prompt textarea", "a red cat")
-    page.click(f"#{tab}_generate")
-
-
-def badge_says(page: Any, tab: str, text: str) -> None:
-    page.wait_for_function(
-        "([tab, text]) => document.querySelector(`.lib-guard-${tab} .lib-guard-badge`)?.textContent === text",
-        arg=[tab, text],
-    )
-
-
-def finished(host: Host, generations: int) -> None:
-    """Return when so many generations of the page are over; the status is renewed when one begins, too."""
-    deadline = time.monotonic() + MILLISECONDS / 1000
-    while [one["outcome"] for one in host.probe.ledger()].count("running") or len(host.probe.ledger()) < generations:
-        assert time.monotonic() < deadline, host.tail()
-        time.sleep(0.5)
 
 
 def test_txt2img(forge: Keeper) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from forge_rows import HIRES_LATENT, HIRES_PIXEL, NOT_TILED, TILED, fresh, seeded
 from harness.keeper import Keeper
+from harness.previews import previews
 from harness.proof import BASE, INIT, MASK, OFF, ON, POLICY_OFF, TABLE, Result, assert_silent, digest, same
 
 Calls = list[tuple[str, dict[str, Any]]]
@@ -70,6 +71,21 @@ def test_tiled_vae(forge: Keeper, row: str) -> None:
     assert host.probe("tiled_always"), "the pictures were not decoded in tiles"
     host.generate("txt2img", {**BASE, **NOT_TILED}, OFF)
     assert not host.probe("tiled_always")
+
+
+@pytest.mark.parametrize("kind", ["Full", "Approx cheap"])
+@pytest.mark.parametrize("row", ["Z11-F-previews"])
+def test_previews(forge: Keeper, row: str, kind: str) -> None:
+    """Live previews, asked for while the generation goes on. TAESD would be downloaded."""
+    host = forge()
+    fresh(host)
+    host.options(show_progress_type=kind, live_previews_enable=True, show_progress_every_n_steps=1)
+    try:
+        with previews(host) as seen:
+            assert_silent(host, f"{row}-{kind.replace(' ', '-')}", [("txt2img", {**BASE, "steps": 4})])
+        assert seen, "no preview was decoded, so they prove nothing"
+    finally:
+        host.options(show_progress_type="Approx NN", show_progress_every_n_steps=10)
 
 
 @pytest.mark.parametrize("what", ["interrupt", "skip"], ids=lambda what: f"Z12-F-{what}")
