@@ -6,26 +6,50 @@
 
     const TABS = ["txt2img", "img2img"];
     const PAUSE_MS = 250;
+    const RUNNING_MS = 1000;
     const seen = {};
+    const asked = {};
     let waiting = false;
+
+    // An element's text without the progress that Gradio lays over it, which changes all the time.
+    function text(id) {
+        const element = document.getElementById(id);
+        const parts = element ? Array.from(element.children) : [];
+        return parts.filter((part) => !part.classList.contains("wrap")).map((part) => part.textContent).join("");
+    }
 
     // What every generation writes: the log with its time or error, the infotext, the pictures' addresses.
     function written(tab) {
-        const texts = [`html_log_${tab}`, `html_info_${tab}`].map(function (id) {
-            const element = document.getElementById(id);
-            return element ? element.textContent : "";
-        });
         const pictures = document.querySelectorAll(`#${tab}_gallery img`);
-        return texts.concat(Array.from(pictures, (picture) => picture.src)).join("\n");
+        const addresses = Array.from(pictures, (picture) => picture.src);
+        return [text(`html_log_${tab}`), text(`html_info_${tab}`), ...addresses].join("\n");
+    }
+
+    function renew(tab) {
+        const button = document.querySelector(`.lib-guard-${tab} .lib-guard-renew`);
+        if (button) {
+            asked[tab] = Date.now();
+            button.click();
+        }
     }
 
     function renewStatus(tab) {
         const now = written(tab);
-        const button = document.querySelector(`.lib-guard-${tab} .lib-guard-renew`);
-        if (button && seen[tab] !== undefined && seen[tab] !== now) {
-            button.click();
+        if (seen[tab] !== undefined && seen[tab] !== now) {
+            renew(tab);
         }
         seen[tab] = now;
+    }
+
+    // Gradio drops a click that comes while the one before is being answered, and it may be the last one of a
+    // generation. So a status that says that one is running is renewed until it does not.
+    function renewRunning() {
+        TABS.forEach(function (tab) {
+            const status = document.querySelector(`.lib-guard-${tab} .lib-guard-status`);
+            if (status && status.dataset.outcome === "running" && Date.now() - (asked[tab] || 0) >= RUNNING_MS) {
+                renew(tab);
+            }
+        });
     }
 
     function showSummary(tab) {
@@ -59,6 +83,7 @@
                 setTimeout(look, PAUSE_MS);
             }
         }).observe(document.body, { childList: true, subtree: true, characterData: true });
+        setInterval(renewRunning, RUNNING_MS);
     }
 
     if (document.body) {

@@ -38,6 +38,7 @@ class Crossing:
         self._entered: set[Reconcile] = set()
 
     def attach(self, attachments: Attachments) -> None:
+        """Put hooks on the parts, the span on their method, and, to repair, what the host gives to be led around."""
         for _, module in self._boundary.modules:
             attachments.around(module, self._before, self._after)
         attachments.method(self._boundary.owner, self._boundary.method, self._spanning)
@@ -48,6 +49,7 @@ class Crossing:
             attachments.method(shield.owner, shield.name, functools.partial(self._shielding, shield))
 
     def disarm(self) -> None:
+        """Modes that are still entered act no more."""
         for mode in self._entered:
             mode.inert = True
 
@@ -59,9 +61,9 @@ class Crossing:
     def _after(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         # `always`: the mode was entered, so it must be left, whatever failed in between.
         part = self._context.border.always("precision", f"leaving {self._boundary.name}", self._leave_part, None)
-        return (
-            None if part is None else self._guarded("finishing", lambda: self._finish_part(module, part, output), None)
-        )
+        if part is None:
+            return None
+        return self._guarded("finishing", lambda: self._finish_part(module, part, output), None)
 
     def _spanning(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -75,11 +77,9 @@ class Crossing:
     def _entering(self, entry: Entry, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             dtype = self._guarded("comparing dtypes ahead of", lambda: self._contradicting(entry), None)
-            return (
-                method(*args, **kwargs)
-                if dtype is None
-                else self._try(entry, dtype, functools.partial(method, *args, **kwargs))
-            )
+            if dtype is None:
+                return method(*args, **kwargs)
+            return self._try(entry, dtype, functools.partial(method, *args, **kwargs))
 
         return call
 

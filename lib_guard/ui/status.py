@@ -35,7 +35,9 @@ def status_html(generation: Generation | None) -> str:
         body = "".join(_paragraph(entry) for entry in generation.entries)
         if generation.crowded:
             body += f"<p>and {generation.crowded} more findings</p>"
-    return f'<div class="lib-guard-status" data-summary="{escape(summary(generation), quote=True)}">{body}</div>'
+    data = {"summary": summary(generation), "outcome": generation.outcome if generation else ""}
+    attributes = " ".join(f'data-{name}="{escape(value, quote=True)}"' for name, value in data.items())
+    return f'<div class="lib-guard-status" {attributes}>{body}</div>'
 
 
 def _paragraph(entry: Entry) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from forge_rows import fresh_vae
 from harness.keeper import Host, Keeper
 from harness.kinds import KINDS
-from harness.page import NEEDS_BROWSER, badge_says, choose, finished, generate, opened, small
+from harness.page import NEEDS_BROWSER, badge_says, choose, finished, generate, opened, small, status_says
 from harness.proof import INIT
 
 from demo import browser
@@ -59,7 +59,7 @@ def test_txt2img(forge: Keeper) -> None:
         generate(page, "txt2img")
         finished(host, generations=3)
         badge_says(page, "txt2img", "")
-        assert "nothing was wrong" in page.inner_text("#script_txt2img_libguard_status")
+        status_says(page, "txt2img", "nothing was wrong")
     assert [error for error in errors if "lib_guard" in error] == []
 
 

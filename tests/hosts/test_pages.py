@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from harness.keeper import Host, Keeper
-from harness.page import NEEDS_BROWSER, badge_says, finished, generate, opened, small
+from harness.page import NEEDS_BROWSER, badge_says, finished, generate, opened, small, status_says
 
 from demo import browser
 
@@ -40,7 +40,7 @@ def prove_status(host: Host) -> None:
         generate(page, "txt2img")
         finished(host, generations=2)
         badge_says(page, "txt2img", "")
-        assert "nothing was wrong" in page.inner_text("#script_txt2img_libguard_status")
+        status_says(page, "txt2img", "nothing was wrong")
     assert [error for error in errors if "lib_guard" in error] == []
 
 

@@ -55,6 +55,14 @@ def badge_says(page: Any, tab: str, text: str) -> None:
     )
 
 
+def status_says(page: Any, tab: str, text: str) -> None:
+    """Wait until the status says this among other things; a running generation has a status of its own."""
+    page.wait_for_function(
+        "([tab, text]) => document.querySelector(`.lib-guard-${tab} .lib-guard-status`)?.textContent.includes(text)",
+        arg=[tab, text],
+    )
+
+
 def finished(host: Host, generations: int) -> None:
     """Return when so many generations of the page are over; the status is renewed when one begins, too."""
     deadline = time.monotonic() + MILLISECONDS / 1000
