@@ -29,6 +29,13 @@ ENVIRONMENT = {
 }
 
 
+#: For AUTOMATIC1111 and what came from it: use the environment as it is, and fetch nothing.
+_NO_SETTING_UP = (
+    *("--skip-prepare-environment", "--skip-install", "--skip-torch-cuda-test"),
+    *("--skip-python-version-check", "--skip-version-check", "--no-download-sd-model", "--do-not-download-clip"),
+)
+
+
 @dataclass(frozen=True)
 class Kind:
     """One WebUI.
@@ -101,8 +108,7 @@ A1111 = Kind(
     variable="LIB_GUARD_A1111",
     flags=(
         *("--api", "--use-cpu", "all", "--no-hashing"),
-        *("--skip-prepare-environment", "--skip-install", "--skip-torch-cuda-test"),
-        *("--skip-python-version-check", "--skip-version-check", "--no-download-sd-model", "--do-not-download-clip"),
+        *_NO_SETTING_UP,
     ),
     settings={"sd_model_checkpoint": "tinysd1.safetensors"},
     write_models=_write_a1111_models,
@@ -125,8 +131,7 @@ FORGE = Kind(
     variable="LIB_GUARD_FORGE",
     flags=(
         *("--api", "--always-cpu", "--no-hashing"),
-        *("--skip-prepare-environment", "--skip-install", "--skip-torch-cuda-test"),
-        *("--skip-python-version-check", "--skip-version-check", "--no-download-sd-model", "--do-not-download-clip"),
+        *_NO_SETTING_UP,
     ),
     settings={"sd_model_checkpoint": "randomsd15.safetensors"},
     write_models=_write_forge_models,
