@@ -83,8 +83,12 @@ class A1111Host(WebUiHost):
     )
 
     def __init__(self) -> None:
-        self.title = f"AUTOMATIC1111 {_version()}"
         self._clean: _Borrowed | None = None
+
+    @property
+    def title(self) -> str:  # type: ignore[override] # read when it is said, behind the check of the seams
+        """See `Host`."""
+        return f"AUTOMATIC1111 {_version()}"
 
     @classmethod
     def is_here(cls) -> bool:
