@@ -53,7 +53,20 @@ def prompter() -> Path:
 def start(a1111: Keeper, flags: str, *extensions: Path, more: tuple[str, ...] = (), **settings: object) -> Host:
     """The host with one of `FLAGS`, and the stand-in for CUDA's autocast where the flags need it."""
     standins = () if flags == "full" else (AUTOCAST,)
-    return a1111(flags=(*FLAGS[flags], *more), extensions=(*standins, *extensions), **settings)
+    return loaded(a1111(flags=(*FLAGS[flags], *more), extensions=(*standins, *extensions), **settings))
+
+
+def loaded(host: Host, seconds: float = 120.0) -> Host:
+    """The host when its model is there: it loads that in a thread, and may say that it is up before."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            host.probe("own_methods")
+        except RuntimeError:
+            assert host.alive and time.monotonic() < deadline, host.tail()
+            time.sleep(0.2)
+        else:
+            return host
 
 
 def calm(host: Host) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from a1111_rows import start
 from harness.keeper import Host, Keeper
 from harness.page import NEEDS_BROWSER, badge_says, finished, generate, opened, small, status_says
 
@@ -47,7 +48,7 @@ def prove_status(host: Host) -> None:
 @pytest.mark.parametrize("row_id", ["A-page"])
 def test_automatic1111(a1111: Keeper, row_id: str) -> None:
     try:
-        prove_status(a1111(flags=("--no-half",)))
+        prove_status(start(a1111, "full"))
     finally:
         a1111.close()
 
