@@ -1,7 +1,6 @@
-"""Run by a WebUI when the extension is installed and at each start: checks what LibGuard needs.
+"""Run by a WebUI when the extension is installed and at each start: checks what LibGuard needs, and says what is missing.
 
-Every supported WebUI brings all of it along, so nothing is installed. `launch`, through which a package would be
-installed, exists in AUTOMATIC1111 (modules/launch_utils.py:414 runs this file) and Forge; SD.Next has its own.
+Every supported WebUI brings all of it along, so nothing is ever installed or downloaded from here.
 """
 
 import re
@@ -29,18 +28,6 @@ def problems():
     return found
 
 
-def install(package):
-    """Have the WebUI install a package; False where it lends no way to."""
-    try:
-        import launch
-    except ImportError:
-        return False
-    if not hasattr(launch, "run_pip"):
-        return False
-    launch.run_pip(f"install {package}", f"{package} for LibGuard")
-    return True
-
-
 def _numbers(version):
     """`2.13.0+cpu` -> (2, 13)."""
     leading = re.match(r"(\d+)(?:\.(\d+))?", version)
@@ -52,8 +39,5 @@ def _dotted(numbers):
 
 
 if __name__ == "__main__":
-    # The only small one, and the only one that a WebUI can do without having it.
-    if "safetensors is not installed" in problems():
-        install("safetensors")
     for problem in problems():
         print(f"[LibGuard] cannot work here: {problem}")

@@ -46,16 +46,6 @@ def test_versions_as_packages_write_them(installer, version, numbers):
     assert installer._numbers(version) == numbers
 
 
-def test_without_a_way_to_install_it_says_so(installer, monkeypatch):
-    monkeypatch.setitem(sys.modules, "launch", None)
-    assert installer.install("safetensors") is False
-    monkeypatch.setitem(sys.modules, "launch", ModuleType("launch"))
-    assert installer.install("safetensors") is False
-
-
-def test_the_hosts_own_way_is_used(installer, monkeypatch):
-    launch, calls = ModuleType("launch"), []
-    launch.run_pip = lambda *arguments: calls.append(arguments)
-    monkeypatch.setitem(sys.modules, "launch", launch)
-    assert installer.install("safetensors") is True
-    assert calls == [("install safetensors", "safetensors for LibGuard")]
+def test_it_installs_nothing():
+    text = (ROOT / "install.py").read_text(encoding="utf-8")
+    assert "run_pip" not in text and "import launch" not in text and "subprocess" not in text
