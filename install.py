@@ -1,4 +1,4 @@
-"""Run by a WebUI when the extension is installed and at each start: checks what LibGuard needs, and says what is missing.
+"""Run by a WebUI when the extension is installed and at each start: says what LibGuard needs and does not find.
 
 Every supported WebUI brings all of it along, so nothing is ever installed or downloaded from here.
 """
