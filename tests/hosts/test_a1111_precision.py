@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from a1111_rows import GRID, LATENT_HIRES, PIXEL_HIRES, RED, calm, forget, prompter, regions, settle, start
+from a1111_rows import GRID, LATENT_HIRES, PIXEL_HIRES, RED, calm, forget, loaded, prompter, regions, settle, start
 from harness.keeper import Host, Keeper
 from harness.previews import previews
 from harness.proof import BASE, INIT, MASK, OFF, ON, TABLE, Result, Row, assert_cured, digest, same
@@ -183,7 +183,7 @@ def test_another_error(a1111: Keeper, row_id: str) -> None:
 
 @pytest.mark.parametrize("row_id", ["P05-A"])
 def test_upcast_after_nans(a1111: Keeper, row_id: str) -> None:
-    host = a1111(flags=("--precision", "half"), lora_functional=True)
+    host = loaded(a1111(flags=("--precision", "half"), lora_functional=True))
 
     def provoke() -> None:
         host.probe("upcast_vae", on=False)
