@@ -66,4 +66,6 @@ def test_the_settings_page_has_the_defaults(bench):
     with browser.page() as page:
         page.goto(bench.url)
         page.get_by_role("tab", name="Settings").click()
-        page.get_by_text("Precision guard (default of new pages)").wait_for(state="attached", timeout=SECONDS)
+        label = page.get_by_text("Precision guard (default of new pages)")
+        label.wait_for(state="attached", timeout=SECONDS)
+        assert label.count() == 1 and page.get_by_text("VAE precision (default of new pages)").count() == 1
