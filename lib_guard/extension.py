@@ -69,7 +69,8 @@ class Extension:
             self.watches.end_all()
             boundaries = self.host.boundaries()
             touched: list[object] = [boundary.owner for boundary in boundaries]
-            touched += [boundary.entry.owner for boundary in boundaries if boundary.entry is not None]
+            touched += [entry.owner for entry in (getattr(b, "entry", None) for b in boundaries) if entry is not None]
+            touched += [arrival.owner for arrival in self.host.arrivals()]
             touched += [shield.owner for shield in self.host.shields()]
             for owner in {id(one): one for one in touched}.values():
                 sweep(owner)

@@ -45,8 +45,8 @@ FIELDS = (
     Field(
         "precision",
         "Precision guard",
-        "VAE encode and decode. Fix: an operation that would fail because two dtypes meet is computed in the right one."
-        " Warn: only say so. Off: not looked at.",
+        "Every part of the model. Fix: an operation that would fail because two dtypes meet is computed in the right"
+        " one. Warn: only say so. Off: not looked at.",
         POLICIES,
         "LibGuard precision",
     ),
@@ -58,6 +58,14 @@ FIELDS = (
         VAE_PRECISIONS,
         "LibGuard VAE precision",
     ),
+    Field(
+        "finite",
+        "Finite guard",
+        "Black pictures. Fix: what overflows in VAE encode or decode is computed again in float32."
+        " Warn: only say so. Off: not looked at.",
+        POLICIES,
+        "LibGuard finite",
+    ),
 )
 
 
@@ -68,6 +76,7 @@ class Settings:
     enabled: bool = True
     precision: str = FIX
     vae_precision: str = "auto"
+    finite: str = FIX
 
     def policy(self, guard: str) -> str:
         """The policy of a guard by its name; `off` while LibGuard as a whole is."""

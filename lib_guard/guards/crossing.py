@@ -14,7 +14,7 @@ import torch
 
 from ..findings import Finding, Repair
 from ..hooks import Attachments
-from ..hosts.base import DECODE, ENCODE, Boundary, Detour, Entry, Shield
+from ..hosts.base import DECODE, ENCODE, Detour, Entry, Shield, VaeBoundary
 from ..settings import FIX
 from ..tensors.census import take_census
 from ..tensors.dtypes import dtype_name, promoted
@@ -28,7 +28,7 @@ from .passage import Attempt, Led, Passage, Seen, ThreadState
 class Crossing:
     """One boundary of one model, guarded."""
 
-    def __init__(self, boundary: Boundary, context: GuardContext) -> None:
+    def __init__(self, boundary: VaeBoundary, context: GuardContext) -> None:
         self._boundary = boundary
         self._context = context
         self._repair = context.settings.precision == FIX

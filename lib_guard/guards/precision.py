@@ -13,6 +13,7 @@ upcasts (pipeline_stable_diffusion_xl_img2img.py:772), so the picture is that of
 from __future__ import annotations
 
 from ..hooks import Attachments
+from ..hosts.base import VaeBoundary
 from ..settings import FIX
 from .base import GuardContext
 from .crossing import Crossing
@@ -32,6 +33,8 @@ class PrecisionGuard:
         """Put the pair of hooks on every part of every boundary, and the span on the method around them."""
         self._put_back()
         for boundary in self._context.host.boundaries():
+            if not isinstance(boundary, VaeBoundary):
+                continue
             crossing = Crossing(boundary, self._context)
             self._crossings.append(crossing)
             crossing.attach(self._attachments)

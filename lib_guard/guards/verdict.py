@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..findings import Finding, Primitive, Repair
-from ..hosts.base import ENCODE, Boundary
+from ..hosts.base import ENCODE, VaeBoundary
 from ..tensors.census import Census, take_census
 from ..tensors.dtypes import dtype_name, promoted
 from .passage import Passage, Seen
@@ -11,7 +11,7 @@ from .passage import Passage, Seen
 _PASSED = {"encode": "a {} picture", "decode": "{} latents"}
 
 
-def mismatch(boundary: Boundary, passage: Passage, first: Seen, census: Census) -> Finding:
+def mismatch(boundary: VaeBoundary, passage: Passage, first: Seen, census: Census) -> Finding:
     """Operations met operands of unequal dtypes: LG101 to LG104."""
     code, saw = _judge(boundary, passage, first, census)
     evidence: dict[str, Primitive] = {
@@ -28,13 +28,13 @@ def mismatch(boundary: Boundary, passage: Passage, first: Seen, census: Census) 
     return Finding(code, "precision", boundary.component, boundary.direction, saw, evidence)
 
 
-def computed(boundary: Boundary, passage: Passage) -> Repair:
+def computed(boundary: VaeBoundary, passage: Passage) -> Repair:
     """The operations of a mismatch were computed in another dtype."""
     did = f"{boundary.direction}d in {dtype_name(promoted(passage.targets))}, {_count(passage.operations, 'operation')}"
     return Repair(f"{did} cast", _proof(passage), passage.seconds * 1000)
 
 
-def led_around(boundary: Boundary, passage: Passage) -> tuple[Finding, Repair]:
+def led_around(boundary: VaeBoundary, passage: Passage) -> tuple[Finding, Repair]:
     """Layers would have changed the dtype of what passes through them, and ran without that: LG105."""
     first, layers = passage.led[0], len({led.path for led in passage.led})
     census = take_census(boundary.owner).describe()
@@ -54,7 +54,7 @@ def led_around(boundary: Boundary, passage: Passage) -> tuple[Finding, Repair]:
     return finding, Repair(did, _proof(passage), 0.0)
 
 
-def _judge(boundary: Boundary, passage: Passage, first: Seen, census: Census) -> tuple[str, str]:
+def _judge(boundary: VaeBoundary, passage: Passage, first: Seen, census: Census) -> tuple[str, str]:
     """The code of a mismatch, and the clause that tells it."""
     where = f"{first.path or boundary.component}, {first.operation}"
     quoted = f': "{" ".join(first.error.split())[:160]}"' if first.error else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -27,20 +28,45 @@ class Entry:
     declared: str
 
 
+#: How components are called in a sentence, where that is not their name with spaces (`text_encoder_2`).
+_TITLES = {"vae": "VAE", "unet": "UNet", "controlnet": "ControlNet"}
+
+
 @dataclass(frozen=True)
 class Boundary:
-    """Where a call crosses from one component's precision into another's.
+    """A component that is called through `__call__`: where a call crosses from one precision into another's.
 
-    component: its name (`vae`). direction: `encode` or `decode`. owner: the component, whose dtypes are counted.
-    modules: the parts that are called through `__call__`, by path in the owner, in the order of the call; native hooks
-    fire on these. method: the owner's plain method that spans them; hooks never fire on it
-    (AUTOMATIC1111 and diffusers alike call `vae.decode(...)`, never `vae(...)`). entry: the host's cast around it,
-    where that goes by a declaration and not by the component itself.
+    component: its name, as diffusers calls it wherever it has one: `text_encoder`, `text_encoder_2`, `unet`,
+    `transformer`, `controlnet`, `image_encoder`, `image_projection`; of several a number follows. owner: the component,
+    whose dtypes are counted, and on which native hooks fire.
     """
 
     component: str
-    direction: str
     owner: torch.nn.Module
+
+    @property
+    def title(self) -> str:
+        """The component in a sentence: `VAE`, `text encoder 2`."""
+        kind = self.component.split("_")[0]
+        return self.component.replace(kind, _TITLES.get(kind, kind), 1).replace("_", " ")
+
+    @property
+    def name(self) -> str:
+        """The boundary in a sentence; here it is the component."""
+        return self.title
+
+
+@dataclass(frozen=True)
+class VaeBoundary(Boundary):
+    """One direction of a VAE.
+
+    direction: `encode` or `decode`. modules: the parts that are called through `__call__`, by path in the owner, in
+    the order of the call; native hooks fire on these. method: the owner's plain method that spans them; hooks never
+    fire on it (AUTOMATIC1111 and diffusers alike call `vae.decode(...)`, never `vae(...)`). entry: the host's cast
+    around it, where that goes by a declaration and not by the component itself.
+    """
+
+    direction: str
     modules: tuple[tuple[str, torch.nn.Module], ...]
     method: str
     entry: Entry | None = None
@@ -48,7 +74,19 @@ class Boundary:
     @property
     def name(self) -> str:
         """`VAE decode`."""
-        return f"{self.component.upper()} {self.direction}"
+        return f"{self.title} {self.direction}"
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A function of the host's through which components come, go or are exchanged within a generation.
+
+    owner, name: where it is (a module, a class or an object), to be wrapped for the length of a generation. A refiner
+    that takes the model's place in mid-generation comes so, and a ControlNet that is loaded when it is first needed.
+    """
+
+    owner: object
+    name: str
 
 
 @dataclass(frozen=True)
@@ -95,13 +133,24 @@ class Host(Protocol):
         """
 
     def boundaries(self) -> Sequence[Boundary]:
-        """The boundaries of the model that is loaded now; empty when none is."""
+        """The boundaries of the model that is loaded now; empty when none is. Components that it does not have, and
+        ones that are compiled, are left out."""
+
+    def arrivals(self) -> Sequence[Arrival]:
+        """After which calls `boundaries` may say something else within a generation."""
 
     def shields(self) -> Sequence[Shield]:
         """The functions that a component's layers are to be led around, where there are such."""
 
     def options(self) -> Mapping[str, object]:
         """The host's settings by key, as they are now."""
+
+    def step(self) -> tuple[int, int]:
+        """The sampling step that is being worked on, counted from 1, and how many there are; zeros outside of
+        sampling."""
+
+    def loras(self) -> Sequence[tuple[str, Path]]:
+        """The LoRA files that are in use now, as name and file. A hint: hosts lose count after failures."""
 
     def remember(self, request: Any) -> None:
         """A request begins, and no extension's `process` has run yet: note what extensions change for its length."""

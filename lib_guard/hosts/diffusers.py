@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 
 from ..findings import Finding
-from .base import DECODE, ENCODE, Boundary
+from ..tensors.layers import is_compiled, is_compiled_itself
+from .base import DECODE, ENCODE, Boundary, VaeBoundary
 from .seams import Seam
 from .webui import COMMON_SEAMS, WebUiHost
 
@@ -22,24 +23,19 @@ from .webui import COMMON_SEAMS, WebUiHost
 _VAE_PARTS = {ENCODE: ("encoder", "quant_conv"), DECODE: ("post_quant_conv", "decoder")}
 
 
-def vae_boundaries(vae: object) -> list[Boundary]:
+def vae_boundaries(vae: object) -> list[VaeBoundary]:
     """The two boundaries of a VAE, found by its parts' names, whatever class it has.
 
     A compiled or scripted VAE is left alone: a mode inside a compiled region would break or recompile it.
     """
-    if not isinstance(vae, torch.nn.Module) or _is_compiled(vae):
+    if not isinstance(vae, torch.nn.Module) or is_compiled_itself(vae):
         return []
     found = []
     for direction, names in _VAE_PARTS.items():
         parts = tuple((name, part) for name in names if isinstance(part := getattr(vae, name, None), torch.nn.Module))
-        if parts and callable(getattr(vae, direction, None)) and not any(_is_compiled(part) for _, part in parts):
-            found.append(Boundary("vae", direction, vae, parts, direction))
+        if parts and callable(getattr(vae, direction, None)) and not any(is_compiled(part) for _, part in parts):
+            found.append(VaeBoundary("vae", vae, direction, parts, direction))
     return found
-
-
-def _is_compiled(module: torch.nn.Module) -> bool:
-    scripted = isinstance(module, torch.jit.ScriptModule)
-    return scripted or hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 #: The pipelines convert such a VAE to float32 themselves; some never convert it back

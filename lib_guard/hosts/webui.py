@@ -10,12 +10,13 @@ from types import FrameType
 from typing import Any
 
 from ..findings import Finding, Repair
-from .base import Boundary, Shield
+from .base import Arrival, Boundary, Shield
 from .seams import Seam
 
 #: Seams that LibGuard stands on in every WebUI, whatever guards are on.
 COMMON_SEAMS = (
     Seam("modules.shared", "opts", "modules/shared.py", "the settings; `opts.data` holds them by key"),
+    Seam("modules.shared", "state", "modules/shared.py", "the sampling step", guards=("finite",)),
     Seam("modules.scripts", "AlwaysVisible", "modules/scripts.py", "marks a script that is part of every generation"),
     Seam("modules.script_callbacks", "on_ui_settings", "modules/script_callbacks.py", "where options are added"),
     Seam("modules.processing", "process_images", "modules/processing.py", "a generation; its local `p` is the request"),
@@ -47,6 +48,10 @@ class WebUiHost:
         """See `Host`."""
         return ()
 
+    def arrivals(self) -> Sequence[Arrival]:
+        """See `Host`."""
+        return ()
+
     def shields(self) -> Sequence[Shield]:
         """See `Host`."""
         return ()
@@ -57,6 +62,18 @@ class WebUiHost:
 
         options: Mapping[str, object] = shared.opts.data
         return options
+
+    def step(self) -> tuple[int, int]:
+        """See `Host`. Every WebUI counts the finished ones in `shared.state`."""
+        from modules import shared
+
+        state = shared.state
+        steps = int(getattr(state, "sampling_steps", 0) or 0)
+        return (min(int(getattr(state, "sampling_step", 0) or 0) + 1, steps), steps) if steps else (0, 0)
+
+    def loras(self) -> Sequence[tuple[str, Path]]:
+        """See `Host`."""
+        return ()
 
     def remember(self, request: Any) -> None:
         """See `Host`."""
