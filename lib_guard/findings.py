@@ -20,6 +20,7 @@ class Code:
 
     title: what it is, in a few words. cause: how it usually comes about. cure: what LibGuard does about it.
     permanent_fix: how to be rid of the cause. A host's adapter may know both more exactly (`Host.explain`).
+    curable: whether there is anything to be done about it; where there is not, `cure` says why.
     """
 
     id: str
@@ -27,6 +28,7 @@ class Code:
     cause: str
     cure: str
     permanent_fix: str
+    curable: bool = True
 
 
 _TABLE = (
@@ -102,6 +104,51 @@ _TABLE = (
         cure="What it changed is set back to what it was before that generation.",
         permanent_fix="Be rid of the failure itself; until then restart the WebUI after it, before settings are saved.",
     ),
+    Code(
+        id="LG111",
+        title="A component holds weights of more than one dtype",
+        cause="A part of it was converted and the rest was not, by a mixed file or by an extension.",
+        cure="Operations that would fail run in the dtype that loses nothing; the result goes back in the caller's.",
+        permanent_fix="Reload the checkpoint; if it stays, use a file of one dtype or drop what converts the part.",
+    ),
+    Code(
+        id="LG112",
+        title="A component was given tensors of another dtype than its own",
+        cause="It runs in another precision than what calls it, and what calls it hands over what it has.",
+        cure="The operation that would fail runs in the component's own dtype; the result goes back in the caller's.",
+        permanent_fix="Load all components in one precision.",
+    ),
+    Code(
+        id="LG113",
+        title="Something inside a component changes the dtype of what passes through it",
+        cause="An extension patched its layers, or added something of another precision: an embedding, a hypernetwork,"
+        " an attention of its own.",
+        cure="The operation that would fail runs in the component's own dtype. What was rounded before stays rounded.",
+        permanent_fix="Switch off the option or extension that the line names.",
+    ),
+    Code(
+        id="LG201",
+        title="The VAE overflowed: its result is not finite, what it was given is",
+        cause="The VAE's activations grow past the largest number of its dtype (65504 in float16); SDXL's own does.",
+        cure="The call is repeated in float32, or in bfloat16 where memory does not suffice. Only that call.",
+        permanent_fix="Use a VAE that works in half precision (an fp16-fix one), or run it in float32 or bfloat16.",
+    ),
+    Code(
+        id="LG202",
+        title="The latent itself is not finite",
+        cause="Sampling diverged, or a LoRA's file holds numbers that are not finite.",
+        cure="Nothing is computed again, since no decode can bring such a picture back; the line says where it began.",
+        permanent_fix="Leave out the LoRA that the line names; without one, run the UNet in bfloat16 or float32.",
+        curable=False,
+    ),
+    Code(
+        id="LG203",
+        title="The VAE's result is not finite in any precision",
+        cause="The VAE's file is broken: weights of it are not finite.",
+        cure="Nothing is left to compute it in; the picture is as the host makes it.",
+        permanent_fix="Load another VAE file.",
+        curable=False,
+    ),
 )
 
 #: Every code that LibGuard can say, by its id; docs/codes.md explains each, and a test holds that.
@@ -159,8 +206,9 @@ def outcome(finding: Finding, repair: Repair | None) -> str:
     if repair is not None:
         spent = f", {repair.milliseconds:.1f} ms" if repair.milliseconds else ""
         return f"{repair.did}, {repair.proof or 'not proven'}{spent}"
-    if finding.component == LIBGUARD:
-        return CODES[finding.code].cure.rstrip(".")
+    code = CODES[finding.code]
+    if finding.component == LIBGUARD or not code.curable:
+        return code.cure.rstrip(".")
     return "left as it is (policy Warn)"
 
 

@@ -44,6 +44,14 @@ class Attachments:
         self._hook(first, module.register_forward_pre_hook(first, with_kwargs=True))
         self._hook(last, module.register_forward_hook(last, with_kwargs=True, always_call=True, prepend=True))
 
+    def behind(self, module: torch.nn.Module, after: PostHook) -> None:
+        """Call `after` behind the module's forward when it came through; what it returns is ignored."""
+
+        def look(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            after(module, args, kwargs, output)
+
+        self._hook(look, module.register_forward_hook(look, with_kwargs=True))
+
     def _hook(self, hook: Callable[..., Any], handle: RemovableHandle) -> None:
         setattr(hook, MARK, handle.remove)
         self._undo.append(handle.remove)

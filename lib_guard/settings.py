@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .wording import on_one_line
+
 OFF, WARN, FIX = "off", "warn", "fix"
 
 #: What a guard may do. The spelling that a user sees, and the one that requests and settings carry.
@@ -163,7 +165,7 @@ def _parse(field: Field, value: object) -> tuple[bool | str, str]:
     for label, choice in field.choices.items():
         if wanted in (label.lower(), choice):
             return choice, ""
-    return "", f"is the unknown word {_cut(value)}, not one of {_listed(field)}"
+    return "", f"is the unknown word {on_one_line(value, 24)!r}, not one of {_listed(field)}"
 
 
 def _listed(field: Field) -> str:
@@ -185,9 +187,3 @@ def _kind(value: object) -> str:
         list: "a list",
     }
     return next((word for kind, word in kinds.items() if isinstance(value, kind)), f"a {type(value).__name__}")
-
-
-def _cut(text: str) -> str:
-    """A foreign text on one line, at most 24 characters, quoted."""
-    line = " ".join(text.split())
-    return repr(line if len(line) <= 24 else line[:23] + "…")

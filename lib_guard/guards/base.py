@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import torch
 
 from ..border import Border
 from ..findings import Finding, Repair
-from ..hosts.base import Host
+from ..hooks import Attachments
+from ..hosts.base import Arrival, Boundary, Host
 from ..settings import Settings
+
+
+class Again(threading.local):
+    """What a thread calls once more, because the first result was not finite.
+
+    dtype: what it is computed in this time, whatever else asks for another one; None while nothing is called again.
+    """
+
+    def __init__(self) -> None:
+        self.dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
 class GuardContext:
-    """What a guard is given for one generation.
+    """What the guards of one generation share.
 
     report: takes a finding and what was done about it (None: nothing), from any thread.
     """
@@ -23,6 +38,11 @@ class GuardContext:
     settings: Settings
     border: Border
     report: Callable[[Finding, Repair | None], None]
+    again: Again = field(default_factory=Again)
+
+    def say(self, finding: Finding, repair: Repair | None) -> None:
+        """Report a finding with its cause and fix in the host's own words."""
+        self.report(self.host.explain(finding), repair)
 
 
 class Guard(Protocol):
@@ -38,3 +58,50 @@ class Guard(Protocol):
 
     def detach(self) -> None:
         """Take everything away, whatever state the attaching was left in. Calling it again does nothing."""
+
+
+class BoundaryGuard:
+    """A guard that sits on the model's boundaries, and moves with them when the host exchanges a component.
+
+    Before such an exchange it lets go of everything: a model that the host throws away to make room for the next one
+    must not be kept in memory by its guard.
+    """
+
+    name = ""
+
+    def __init__(self, context: GuardContext) -> None:
+        self._context = context
+        self._on_boundaries = Attachments()
+        self._on_arrivals = Attachments()
+
+    def attach(self) -> None:
+        """See `Guard`."""
+        self._take_hold()
+        for arrival in self._context.host.arrivals():
+            self._on_arrivals.method(arrival.owner, arrival.name, partial(self._arriving, arrival))
+
+    def detach(self) -> None:
+        """See `Guard`."""
+        self._on_arrivals.detach()
+        self._let_go()
+
+    def attach_to(self, boundary: Boundary, attachments: Attachments) -> None:
+        """Put hooks on one boundary. To be overridden."""
+        raise NotImplementedError
+
+    def _take_hold(self) -> None:
+        for boundary in self._context.host.boundaries():
+            self.attach_to(boundary, self._on_boundaries)
+
+    def _let_go(self) -> None:
+        self._on_boundaries.detach()
+
+    def _arriving(self, arrival: Arrival, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._context.border.always(self.name, f"letting go before {arrival.name}", self._let_go, None)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._context.border.run(self.name, f"attaching after {arrival.name}", self._take_hold, None)
+
+        return call

@@ -1,300 +1,90 @@
-"""One boundary of one model, guarded: the hooks on its parts, the span around them, and what is done inside."""
+"""One boundary of one model, guarded: what guarding any of them takes."""
 
 from __future__ import annotations
 
-import functools
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ..findings import Finding, Repair
 from ..hooks import Attachments
-from ..hosts.base import DECODE, ENCODE, Detour, Entry, Shield, VaeBoundary
+from ..hosts.base import Boundary
 from ..settings import FIX
 from ..tensors.census import take_census
-from ..tensors.dtypes import dtype_name, promoted
-from ..tensors.handover import all_finite, cast_tensors, first_dtype, hand_over
 from ..tensors.reconcile import Mismatch, Reconcile
-from . import verdict
 from .base import GuardContext
-from .passage import Attempt, Led, Passage, Seen, ThreadState
+from .culprit import caller_of, module_in, place_in
+from .passage import Passage, Seen, ThreadState
 
 
 class Crossing:
-    """One boundary of one model, guarded."""
+    """The modes that a boundary's calls run under, and what is noted of them."""
 
-    def __init__(self, boundary: VaeBoundary, context: GuardContext) -> None:
-        self._boundary = boundary
+    def __init__(self, boundary: Boundary, context: GuardContext) -> None:
+        self._owner = boundary.owner
+        self._name = boundary.name
         self._context = context
         self._repair = context.settings.precision == FIX
-        chosen = context.settings.vae_precision
-        self._compute: torch.dtype | None = None if chosen == "auto" else getattr(torch, chosen)
         self._thread = ThreadState()
         self._entered: set[Reconcile] = set()
 
     def attach(self, attachments: Attachments) -> None:
-        """Put hooks on the parts, the span on their method, and, to repair, what the host gives to be led around."""
-        for _, module in self._boundary.modules:
-            attachments.around(module, self._before, self._after)
-        attachments.method(self._boundary.owner, self._boundary.method, self._spanning)
-        entry = self._boundary.entry
-        if entry is not None and self._repair:
-            attachments.method(entry.owner, entry.method, functools.partial(self._entering, entry))
-        for shield in self._context.host.shields() if self._repair else ():
-            attachments.method(shield.owner, shield.name, functools.partial(self._shielding, shield))
+        """Put hooks on the boundary. To be overridden."""
+        raise NotImplementedError
 
     def disarm(self) -> None:
         """Modes that are still entered act no more."""
         for mode in self._entered:
             mode.inert = True
 
-    # The border: what torch calls. Each of these passes a failure of ours by.
-
-    def _before(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._guarded("entering", lambda: self._enter(Passage(first_dtype(args, kwargs))), None)
-
-    def _after(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        # `always`: the mode was entered, so it must be left, whatever failed in between.
-        part = self._context.border.always("precision", f"leaving {self._boundary.name}", self._leave_part, None)
-        if part is None:
-            return None
-        return self._guarded("finishing", lambda: self._finish_part(module, part, output), None)
-
-    def _spanning(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self._span(Passage(first_dtype(args, kwargs))) as span:
-                result = method(*args, **kwargs)
-                span.came_through = True
-                return self._guarded("handing back the result of", lambda: self._hand_back(span, result), result)
-
-        return call
-
-    def _entering(self, entry: Entry, method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            dtype = self._guarded("comparing dtypes ahead of", lambda: self._contradicting(entry), None)
-            if dtype is None:
-                return method(*args, **kwargs)
-            return self._try(entry, dtype, functools.partial(method, *args, **kwargs))
-
-        return call
-
-    def _shielding(self, shield: Shield, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            detour = self._guarded("shielding", lambda: self._lead(shield.detour(*args, **kwargs)), None)
-            return function(*args, **kwargs) if detour is None else detour.call()
-
-        return call
-
     def _guarded(self, doing: str, call: Callable[[], Any], otherwise: Any) -> Any:
-        return self._context.border.run("precision", f"{doing} {self._boundary.name}", call, otherwise)
+        """The border: what torch or the host calls passes a failure of ours by."""
+        return self._context.border.run("precision", f"{doing} {self._name}", call, otherwise)
 
-    # A part: one module called through __call__.
-
-    def _enter(self, part: Passage) -> None:
-        self._unwind()
+    def _arm(self, part: Passage, repair: bool, compute: torch.dtype | None) -> None:
+        """Have the calling thread's operations run under `Reconcile` until the part is left."""
         part.mode = Reconcile(
             lambda dtypes: self._guarded("choosing a dtype in", lambda: self._prefer(part, dtypes), None),
             lambda mismatch: self._guarded("noting a mismatch in", lambda: self._note(part, mismatch), None),
-            repair=self._repair and not self._is_trial(),
-            compute=self._compute,
+            repair=repair,
+            compute=compute,
         )
         part.mode.enter()
         self._entered.add(part.mode)
-        self._thread.parts.append(part)
 
-    def _leave_part(self) -> Passage | None:
-        part = self._thread.parts.pop() if self._thread.parts else None
-        if part is not None and part.mode is not None:
-            self._leave_mode(part.mode)
+    def _leave_always(self) -> Passage | None:
+        """Leave the innermost part, also when this guard is off by now: what was entered must be left."""
+        part: Passage | None = self._context.border.always("precision", f"leaving {self._name}", self._leave, None)
         return part
 
-    def _leave_mode(self, mode: Reconcile) -> None:
-        mode.leave()
-        self._entered.discard(mode)
+    def _leave(self) -> Passage | None:
+        part = self._thread.parts.pop() if self._thread.parts else None
+        if part is not None and part.mode is not None:
+            part.mode.leave()
+            self._entered.discard(part.mode)
+        return part
 
     def _unwind(self) -> None:
         """Leave what an interrupt that is no `Exception` left entered: torch calls no hook then, not even `always`."""
         while self._thread.parts:
-            self._leave_part()
-
-    def _finish_part(self, module: torch.nn.Module, part: Passage, output: Any) -> Any:
-        span = self._thread.span
-        if span is not None:
-            span.take_over(part)
-        call = span or part
-        if output is not None and (call.targets or call.led or self._thread.attempt):
-            call.finite = call.finite and all_finite(output)
-        if output is not None and self._acted(call) and self._is_exit(module, span):
-            dtype = self._exit_dtype(call)
-            output = output if dtype is None else cast_tensors(output, dtype)
-        if span is None:
-            part.came_through = output is not None
-            self._report(part)
-        return output
-
-    def _is_exit(self, module: torch.nn.Module, span: Passage | None) -> bool:
-        """Whether what this part returns leaves the boundary; of an encode it is drawn from first (`_hand_back`)."""
-        last = module is self._boundary.modules[-1][1]
-        return last and (span is None or self._boundary.direction == DECODE)
-
-    def _acted(self, call: Passage) -> bool:
-        return bool(call.targets) or self._compute is not None
-
-    def _exit_dtype(self, call: Passage) -> torch.dtype | None:
-        """What the boundary's last part hands out: never wider than caller, component and the user's choice ask for.
-
-        None where none of them says anything."""
-        dominant = (call.census or take_census(self._boundary.owner)).dominant
-        known = [dtype for dtype in (call.caller, dominant, self._compute) if dtype is not None]
-        return promoted(known) if known else None
-
-    # The span: the method that calls the parts.
-
-    @contextmanager
-    def _span(self, span: Passage) -> Iterator[Passage]:
-        self._unwind()
-        outer, self._thread.span = self._thread.span, span
-        try:
-            yield span
-        finally:
-            self._unwind()
-            self._thread.span = outer
-            self._guarded("reporting on", lambda: self._report(span), None)
-
-    def _hand_back(self, span: Passage, result: Any) -> Any:
-        if self._boundary.direction == ENCODE and self._acted(span) and span.caller is not None:
-            return hand_over(result, span.caller)
-        return result
-
-    # The entry: a host's method that casts what it hands over, by a declaration that may be wrong.
-
-    def _contradicting(self, entry: Entry) -> torch.dtype | None:
-        """The component's one dtype, where it is not the declared one."""
-        declared = getattr(entry.owner, entry.declared, None)
-        if not isinstance(declared, torch.dtype) or any(p.dtype == declared for p in self._boundary.owner.parameters()):
-            return None
-        return take_census(self._boundary.owner).uniform
-
-    def _try(self, entry: Entry, dtype: torch.dtype, call: Callable[[], Any]) -> Any:
-        """Call the method as it is, for layers may fit themselves to what they are given; and only when that fails on
-        dtypes once more, with the declaration put right for its length. A cast inside would come after the rounding
-        that the wrong one brings."""
-        started = time.perf_counter()
-        try:
-            with self._attempt(trial=True) as first:
-                result = call()
-            self._guarded("reporting on", lambda: self._report(first.call), None)
-            return result
-        except RuntimeError:
-            if first.call.first is None:
-                raise
-        first.call.seconds = time.perf_counter() - started
-        with self._attempt(trial=False) as second:
-            try:
-                with _declared_as(entry, dtype):
-                    result = call()
-                second.came_through = True
-            finally:
-                self._guarded("reporting on", lambda: self._report_entry(entry, dtype, first.call, second), None)
-        return result
-
-    @contextmanager
-    def _attempt(self, trial: bool) -> Iterator[Attempt]:
-        outer, self._thread.attempt = self._thread.attempt, Attempt(trial, Passage(None))
-        try:
-            yield self._thread.attempt
-        finally:
-            self._thread.attempt = outer
-
-    def _is_trial(self) -> bool:
-        return self._thread.attempt is not None and self._thread.attempt.trial
-
-    def _report_entry(self, entry: Entry, dtype: torch.dtype, failed: Passage, second: Attempt) -> None:
-        if failed.first is None or failed.census is None:
-            return
-        failed.targets = {dtype} if second.came_through else set()
-        finding = verdict.mismatch(self._boundary, failed, failed.first, failed.census)
-        again = f"{self._boundary.direction}d in {dtype_name(dtype)}, called again with {entry.declared} put right"
-        proof = "result finite" if second.call.finite and second.call.first is None else ""
-        repair = Repair(again, proof, failed.seconds * 1000) if second.came_through else None
-        self._say(finding, repair)
-
-    # The shield: a function that layers of all components run through.
-
-    @functools.cached_property
-    def _paths(self) -> dict[int, str]:
-        """The boundary's own layers by identity; wanted only when something would change a dtype."""
-        parts = self._boundary.modules
-        return {id(m): ".".join(filter(None, (name, path))) for name, part in parts for path, m in part.named_modules()}
-
-    def _lead(self, detour: Detour | None) -> Detour | None:
-        path = None if detour is None else self._paths.get(id(detour.layer))
-        if detour is None or path is None:
-            return None
-        if self._thread.parts:
-            self._thread.parts[-1].led.append(Led(path, detour.given, detour.cast))
-        return detour
-
-    # Judging and reporting.
+            self._leave()
 
     def _prefer(self, part: Passage, dtypes: tuple[torch.dtype, ...]) -> torch.dtype | None:
-        part.census = part.census or take_census(self._boundary.owner)
+        part.census = part.census or take_census(self._owner)
         return part.census.uniform if part.census.uniform in dtypes else None
 
     def _note(self, part: Passage, mismatch: Mismatch) -> None:
-        part.census = part.census or take_census(self._boundary.owner)
+        part.census = part.census or take_census(self._owner)
         if part.first is None:
-            path = _calling_module(self._boundary.owner)
-            part.first = Seen(mismatch.dtypes, mismatch.operation, path, mismatch.target, mismatch.error)
+            part.first = Seen(
+                mismatch.dtypes,
+                mismatch.operation,
+                module_in(self._owner),
+                mismatch.error,
+                place_in(),
+                caller_of(self._owner),
+            )
         part.operations += 1
         part.seconds += mismatch.seconds
         if mismatch.target is not None:
             part.targets.add(mismatch.target)
-
-    def _report(self, call: Passage) -> None:
-        attempt = self._thread.attempt
-        if attempt is not None:
-            attempt.call.caller = attempt.call.caller or call.caller
-            attempt.call.take_over(call)
-            return
-        if call.led:
-            self._say(*verdict.led_around(self._boundary, call))
-        if call.first is None or call.census is None:
-            return
-        finding = verdict.mismatch(self._boundary, call, call.first, call.census)
-        self._say(finding, verdict.computed(self._boundary, call) if call.targets else None)
-
-    def _say(self, finding: Finding, repair: Repair | None) -> None:
-        self._context.report(self._context.host.explain(finding), repair)
-
-
-@contextmanager
-def _declared_as(entry: Entry, dtype: torch.dtype) -> Iterator[None]:
-    """With the declaration saying `dtype`. What somebody else has set meanwhile stays."""
-    before = getattr(entry.owner, entry.declared)
-    setattr(entry.owner, entry.declared, dtype)
-    try:
-        yield
-    finally:
-        if getattr(entry.owner, entry.declared) == dtype:
-            setattr(entry.owner, entry.declared, before)
-
-
-def _calling_module(owner: torch.nn.Module) -> str:
-    """The path of the innermost module of `owner` whose method is being executed; `` when there is none.
-
-    The frames tell it where the operands cannot: a layer that casts its weight hands a copy to the operation.
-    """
-    paths = {id(module): path for path, module in owner.named_modules()}
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        path = paths.get(id(frame.f_locals.get("self")))
-        if path:
-            return str(path)
-        frame = frame.f_back
-    return ""

@@ -8,18 +8,24 @@ from dataclasses import dataclass, field
 import torch
 
 from ..tensors.census import Census
+from ..tensors.handover import Given
 from ..tensors.reconcile import Reconcile
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A mismatch, without its tensors. path: the module it happened in, `` when that is not known."""
+    """A mismatch, without its tensors.
+
+    path: the module it happened in, place: the line that called the operation, caller: the line that called the
+    component; each `` when that is not known.
+    """
 
     dtypes: tuple[torch.dtype, ...]
     operation: str
     path: str
-    target: torch.dtype | None
     error: str
+    place: str
+    caller: str
 
 
 @dataclass(frozen=True)
@@ -33,14 +39,16 @@ class Led:
 
 @dataclass
 class Passage:
-    """One call of a part, or of the method that spans the parts.
+    """One call of a component, of a part, or of the method that spans the parts.
 
-    caller: the dtype that it was spoken to in; None when no floating tensor was given. census: taken at the first
+    caller: the dtype that it was spoken to in; None when no floating tensor was given. given: all of these, by the
+    argument's name. census: taken at the first
     mismatch, because hosts convert a VAE between two calls. led: the layers that were led around, in order.
     finite: whether what was looked at was; came_through: whether the call returned, without which that proves nothing.
     """
 
     caller: torch.dtype | None
+    given: Given = ()
     mode: Reconcile | None = None
     first: Seen | None = None
     led: list[Led] = field(default_factory=list)

@@ -8,9 +8,10 @@ that sees every operand is the operation itself, so that is where `Reconcile` wo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -25,15 +26,28 @@ MATRIX_OPERATIONS: frozenset[Any] = frozenset(
         *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
         *(F.linear, F.bilinear, F.scaled_dot_product_attention, F.multi_head_attention_forward),
         *(F.group_norm, F.layer_norm, F.batch_norm, F.instance_norm),
-        *(torch.conv1d, torch.conv2d, torch.conv3d, torch.group_norm, torch.layer_norm),
-        *(torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum),
-        *(torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.mm, torch.Tensor.bmm),
-        *(torch.Tensor.addmm, torch.Tensor.baddbmm),
+        *(torch.conv1d, torch.conv2d, torch.conv3d, torch.convolution),
+        *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+        *(torch.group_norm, torch.layer_norm, torch.batch_norm, torch.instance_norm, torch.bilinear),
+        *(torch.einsum, torch.tensordot, torch.chain_matmul, torch.linalg.multi_dot, torch.linalg.matmul),
+        *(torch.Tensor.__matmul__, torch.Tensor.__rmatmul__),
+        *(
+            getattr(home, name)
+            for home in (torch, torch.Tensor)
+            for name in ("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner", "addmm", "addmv", "addbmm", "baddbmm")
+        ),
+        *(torch.Tensor.addmm_, torch.Tensor.addmv_, torch.Tensor.addbmm_, torch.Tensor.baddbmm_),
+        # Since torch 2.4.
+        *(home.rms_norm for home in (F, torch) if hasattr(home, "rms_norm")),
     }
 )
 
 #: Device types on which unequal dtypes end the process instead of raising.
 ABORTING_DEVICES = frozenset({"mps"})
+
+#: In-place operations that only put values into their target: cast to its dtype these are rounded once, as the target
+#: would round them anyway. All others compute with what the target holds.
+_PLACING = frozenset({"__setitem__", "__set__", "index_copy_", "masked_scatter_"})
 
 _PLAIN_TENSORS = tuple(
     kind for kind in (torch.Tensor, torch.nn.Parameter, getattr(torch.nn, "Buffer", None)) if kind is not None
@@ -68,13 +82,18 @@ class Reconcile(TorchFunctionMode):
     touched at all, so outside a mismatch not a bit changes. Errors with equal dtypes, out-of-memory errors and calls
     on tensor subclasses (quantized weights unpack themselves) come out as they were raised.
 
+    What cannot be seen here stays as it is: a comparison of dtypes that a module or a library makes in Python before its
+    operation (`nn.LSTM`, xformers), and operations of scripted modules. A batch norm in training mode whose running
+    statistics had to be cast does not update them.
+
     prefer: given the operands' dtypes, the dtype to compute in; None for the promoted one, which loses nothing.
-    In-place calls and `out=` keep their target's dtype, because the caller holds that very tensor.
+    In-place calls and `out=` keep their target, because the caller holds that very tensor: what is computed is rounded
+    into it, and no dtype that cannot hold what it holds is preferred.
     report: called with every `Mismatch`; what it returns is ignored.
     repair: False leaves the failing call to fail, after reporting it.
-    compute: when given, `MATRIX_OPERATIONS` run in this dtype whatever their operands are (not reported: it was asked
-    for, nothing was wrong).
-    aborting: device types whose operands are compared before the call.
+    compute: when given, `MATRIX_OPERATIONS` run in this dtype whatever their operands are and whatever autocast would
+    choose (not reported: it was asked for, nothing was wrong).
+    aborting: device types whose operands are compared before the call; None for `ABORTING_DEVICES`.
     """
 
     def __init__(
@@ -84,14 +103,14 @@ class Reconcile(TorchFunctionMode):
         *,
         repair: bool = True,
         compute: torch.dtype | None = None,
-        aborting: frozenset[str] = ABORTING_DEVICES,
+        aborting: frozenset[str] | None = None,
     ) -> None:
         super().__init__()
         self._prefer = prefer
         self._report = report
         self._repair = repair
         self._compute = compute
-        self._aborting = aborting
+        self._aborting = ABORTING_DEVICES if aborting is None else aborting
         #: Set when the boundary was left without leaving the mode (an interrupt that is no Exception): then it must
         #: not act on whatever the thread does next.
         self.inert = False
@@ -114,84 +133,121 @@ class Reconcile(TorchFunctionMode):
         if self.inert:
             return func(*args, **kwargs)
         if func in MATRIX_OPERATIONS:
-            args, kwargs = self._before(func, args, kwargs)
+            call = _Call(func, args, kwargs)
+            if self._compute is not None and (operands := call.operands()):
+                with _without_autocast(operands[0].device.type):
+                    return call.run_in(self._compute)
+            if self._would_abort(call):
+                return self._align(call)
         try:
             return func(*args, **kwargs)
         except RuntimeError as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
-            return self._repeat(func, args, kwargs, error)
+            return self._repeat(_Call(func, args, kwargs), error)
 
-    def _before(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Align the operands ahead of a call: for a chosen compute dtype, or on a device that would abort."""
-        if self._compute is not None:
-            return _cast(args, self._compute), _cast(kwargs, self._compute)
-        first = next(_tensors(args), None)
+    def _would_abort(self, call: _Call) -> bool:
+        """Whether the call has unequal dtypes on a device that ends the process for them. Under autocast they are
+        healthy there too."""
+        first = next(_tensors((call.args, call.kwargs)), None)
         if not self._repair or first is None or first.device.type not in self._aborting:
-            return args, kwargs
-        operands = tuple(_floating(args, kwargs))
-        if not _differ(operands):
-            return args, kwargs
-        started = time.perf_counter()
-        target = self._targets(func, args, kwargs, operands)[0]
-        aligned = _cast(args, target), _cast(kwargs, target)
-        self._report(Mismatch(func.__name__, operands, target, "", time.perf_counter() - started))
-        return aligned
+            return False
+        return _differ(call.operands()) and not _autocast_is_on(first.device.type)
 
-    def _repeat(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], error: RuntimeError) -> Any:
+    def _align(self, call: _Call) -> Any:
+        """Make the call with operands of one dtype, without having tried it as it is."""
+        operands, started = call.operands(), time.perf_counter()
+        target = self._targets(call, operands)[0]
+        aligned = call.aligned(target)
+        seconds = time.perf_counter() - started
+        result = call.run_as(aligned)
+        self._report(Mismatch(call.name, operands, target, "", seconds))
+        return result
+
+    def _repeat(self, call: _Call, error: RuntimeError) -> Any:
         """Repeat a call that raised, with operands of one dtype; raise `error` where dtypes were not the reason."""
-        operands = tuple(_floating(args, kwargs))
+        operands = call.operands()
         if not _differ(operands):
             raise error
-        name = getattr(func, "__name__", str(func))
         if not self._repair:
-            self._report(Mismatch(name, operands, None, str(error), 0.0))
+            self._report(Mismatch(call.name, operands, None, str(error), 0.0))
             raise error
         started = time.perf_counter()
-        for target in self._targets(func, args, kwargs, operands):
+        for target in self._targets(call, operands):
             try:
-                result = func(*_cast(args, target), **_cast(kwargs, target))
+                result = call.run_in(target)
             except RuntimeError as second:
-                if _is_out_of_memory(second):
+                if is_out_of_memory(second):
                     raise
                 continue
-            self._report(Mismatch(name, operands, target, str(error), time.perf_counter() - started))
+            self._report(Mismatch(call.name, operands, target, str(error), time.perf_counter() - started))
             return result
         # Shapes or devices were wrong as well: the first error is the one that the host would have shown.
         raise error
 
-    def _targets(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], operands: tuple[torch.Tensor, ...]
-    ) -> list[torch.dtype]:
-        """The dtypes to try, in that order: the written tensor's and no other; else the preferred one, and the promoted
-        one for a device that cannot compute in that ("not implemented for 'Half'" on many a CPU)."""
-        written = _written(func, args, kwargs)
-        if written is not None and is_compute(written):
-            return [written.dtype]
+    def _targets(self, call: _Call, operands: tuple[torch.Tensor, ...]) -> list[torch.dtype]:
+        """The dtypes to try, in that order: the preferred one, and the promoted one for a device that cannot compute in
+        that ("not implemented for 'Half'" on many a CPU)."""
+        written = {tensor.dtype for tensor in call.written()}
+        if written and call.name in _PLACING:
+            return list(written)
         dtypes = tuple(tensor.dtype for tensor in operands)
         preferred, widest = self._prefer(dtypes), promoted(dtypes)
-        return [preferred, widest] if preferred in COMPUTE_DTYPES and preferred is not widest else [widest]
+        if preferred is None or preferred not in COMPUTE_DTYPES or promoted({preferred, *written}) is not preferred:
+            return [widest]
+        return list(dict.fromkeys((preferred, widest)))
 
 
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-    """The tensor that the call writes into (`out=`, `add_`, `inplace=True`), which must stay the very same object."""
-    out = kwargs.get("out")
-    if isinstance(out, torch.Tensor):
-        return out
-    name = getattr(func, "__name__", "")
-    in_place = (name.endswith("_") and not name.endswith("__")) or name.startswith("__i") or name == "__setitem__"
-    if (in_place or kwargs.get("inplace") is True) and args and isinstance(args[0], torch.Tensor):
-        return args[0]
-    return None
+class _Call(NamedTuple):
+    """A function with the arguments that it is called with."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """`index_put_`, also for `torch.ops.aten.index_put_.default`."""
+        return str(getattr(self.func, "__name__", self.func)).partition(".")[0]
+
+    def operands(self) -> tuple[torch.Tensor, ...]:
+        """The plain tensors of a compute dtype, in order; none when a subclass is among the arguments."""
+        found = list(_tensors((self.args, self.kwargs)))
+        return tuple(_plain(found)) if all(type(tensor) in _PLAIN_TENSORS for tensor in found) else ()
+
+    def written(self) -> tuple[torch.Tensor, ...]:
+        """The plain tensors of a compute dtype that the call writes into (`out=`, `add_`, `inplace=True`)."""
+        if (out := self.kwargs.get("out")) is not None:
+            return tuple(_plain(_tensors(out)))
+        name = self.name
+        in_place = (name.endswith("_") and not name.endswith("__")) or name in _PLACING or name.startswith("__i")
+        if not in_place and self.kwargs.get("inplace") is not True:
+            return ()
+        target = self.args[0] if self.args else self.kwargs.get("input", self.kwargs.get("self"))
+        return tuple(_plain(_tensors(target)))
+
+    def aligned(self, dtype: torch.dtype) -> _Call:
+        """The same call with its operands, written ones too, in `dtype`."""
+        return _Call(self.func, _cast(self.args, dtype), _cast(self.kwargs, dtype))
+
+    def run_in(self, dtype: torch.dtype) -> Any:
+        """Run it with operands in `dtype`. Raises what the function raises."""
+        return self.run_as(self.aligned(dtype))
+
+    def run_as(self, aligned: _Call) -> Any:
+        """Run it as its aligned form. What that writes is rounded into the tensors that this one was given, and these
+        are what is returned, because the caller may hold either."""
+        result = aligned.func(*aligned.args, **aligned.kwargs)
+        pairs = [(own, copy) for own, copy in zip(self.written(), aligned.written()) if own is not copy]
+        for own, copy in pairs:
+            if own.shape != copy.shape:  # `out=torch.empty(0)`
+                own.resize_(copy.shape)
+            own.copy_(copy)
+        return _exchange(result, {id(copy): own for own, copy in pairs}) if pairs else result
 
 
-def _floating(*values: Any) -> Iterator[torch.Tensor]:
-    """The plain tensors of a compute dtype in a call's arguments, in order; nothing when a subclass is among them."""
-    found = list(_tensors(values))
-    if all(type(tensor) in _PLAIN_TENSORS for tensor in found):
-        yield from (tensor for tensor in found if is_compute(tensor))
+def _plain(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    return (tensor for tensor in tensors if type(tensor) in _PLAIN_TENSORS and is_compute(tensor))
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -211,20 +267,49 @@ def _differ(operands: tuple[torch.Tensor, ...]) -> bool:
 def _cast(value: Any, dtype: torch.dtype) -> Any:
     """The same arguments with every plain floating tensor in `dtype`; containers are rebuilt, never changed.
 
-    A tensor that already has the dtype stays the same object, and so does the target of an in-place call.
+    A tensor that already has the dtype stays the same object.
     """
     if isinstance(value, torch.Tensor):
         return value.to(dtype) if type(value) in _PLAIN_TENSORS and is_compute(value) else value
-    if isinstance(value, list):
-        return [_cast(item, dtype) for item in value]
-    if isinstance(value, tuple):
-        items = [_cast(item, dtype) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, (tuple, list)):
+        return _rebuilt(value, [_cast(item, dtype) for item in value])
     if isinstance(value, dict):
         return {key: _cast(item, dtype) for key, item in value.items()}
     return value
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def _exchange(value: Any, tensors: dict[int, torch.Tensor]) -> Any:
+    """A result with the tensors of these identities replaced."""
+    if isinstance(value, torch.Tensor):
+        return tensors.get(id(value), value)
+    if isinstance(value, (tuple, list)):
+        return _rebuilt(value, [_exchange(item, tensors) for item in value])
+    return value
+
+
+def _rebuilt(value: tuple[Any, ...] | list[Any], items: list[Any]) -> Any:
+    """A sequence of the given one's kind; a subclass of list or tuple that has no fields becomes a plain one."""
+    if isinstance(value, list):
+        return items
+    if hasattr(value, "_fields"):
+        return type(value)(*items)
+    # `torch.return_types`: what `torch.max(x, 0)` returns.
+    return type(value)(items) if hasattr(value, "n_fields") else tuple(items)
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Autocast off for a device type; nothing where it is not on."""
+    return torch.autocast(device_type, enabled=False) if _autocast_is_on(device_type) else nullcontext()
+
+
+def _autocast_is_on(device_type: str) -> bool:
+    if hasattr(torch, "get_autocast_dtype"):  # since torch 2.4 all device types are asked about in one way
+        return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    if device_type == "cpu":
+        return torch.is_autocast_cpu_enabled()
+    return device_type == "cuda" and torch.is_autocast_enabled()
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
     """CUDA has a class for it; MPS and DirectML only a text."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower()

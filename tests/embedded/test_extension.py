@@ -165,14 +165,14 @@ def test_an_error_of_ours_never_stops_a_generation(bench, capfd, monkeypatch, wh
 
 
 def test_an_error_in_the_guard_is_said_once_and_the_next_request_has_it_again(bench, capfd, monkeypatch):
-    crossing = sys.modules["lib_guard.guards.crossing"]
+    crossing = sys.modules["lib_guard.guards.vae_crossing"]
 
     def fail(*args: Any) -> None:
         raise ValueError("a mistake of ours")
 
     reference = pictures(send(bench, Call("txt2img", {**BASE, "n_iter": 2}), OFF))
     with monkeypatch.context() as patch:
-        patch.setattr(crossing.Crossing, "_enter", fail)
+        patch.setattr(crossing.VaeCrossing, "_enter", fail)
         capfd.readouterr()
         reply = send(bench, Call("txt2img", {**BASE, "n_iter": 2}), ON)
     assert [np.array_equal(a, b) for a, b in zip(pictures(reply), reference)] == [True, True]

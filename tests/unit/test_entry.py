@@ -49,6 +49,9 @@ class OneWrapper:
         found = vae_boundaries(self.wrapper.vae)
         return [replace(boundary, entry=Entry(self.wrapper, boundary.direction, "declared")) for boundary in found]
 
+    def arrivals(self):
+        return ()
+
     def shields(self):
         return ()
 

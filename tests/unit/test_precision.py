@@ -33,6 +33,9 @@ class OneVae:
     def boundaries(self):
         return vae_boundaries(self.vae)
 
+    def arrivals(self):
+        return ()
+
     def shields(self):
         return self.all_shields
 
@@ -319,12 +322,12 @@ def encode_own(vae: nn.Module, dtype: torch.dtype) -> torch.Tensor:
 
 @pytest.mark.parametrize("broken", ["_enter", "_finish_part", "_note", "_prefer", "_hand_back", "_report"])
 def test_an_error_of_ours_never_stops_a_pass(make_vae, monkeypatch, broken):
-    from lib_guard.guards import crossing
+    from lib_guard.guards.vae_crossing import VaeCrossing
 
     def fail(*args, **kwargs):
         raise ValueError("a mistake of ours")
 
-    monkeypatch.setattr(crossing.Crossing, broken, fail)
+    monkeypatch.setattr(VaeCrossing, broken, fail)
     vae = make_vae()
     expected = decode(vae, FLOAT)
     guarded = Guarded(vae)

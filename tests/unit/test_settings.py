@@ -18,6 +18,7 @@ SETTINGS = st.builds(
     enabled=st.booleans(),
     precision=st.sampled_from(["off", "warn", "fix"]),
     vae_precision=st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
+    finite=st.sampled_from(["off", "warn", "fix"]),
 )
 
 
@@ -45,6 +46,7 @@ def test_infotext_restores_the_switches(settings):
         "enabled": True,
         "precision": settings.precision,
         "vae_precision": settings.vae_precision,
+        "finite": settings.finite,
     }
 
 
@@ -60,7 +62,7 @@ def test_an_infotext_without_valid_switches_changes_none(parameters):
         ([True], 0),
         ([True, "warn"], 0),
         ([True, "WARN ", " Float16"], 0),
-        ([True, "fix", "auto", 1, 2], 1),
+        ([True, "fix", "auto", "fix", 2], 1),
         (["yes"], 1),
         ([None, None, None], 3),
         ([True, "repair"], 1),

@@ -39,6 +39,9 @@ class Host:
     def boundaries(self):
         return []
 
+    def arrivals(self):
+        return []
+
     def tab(self, request):
         return "txt2img"
 
@@ -174,6 +177,7 @@ def test_infotext_only_when_it_acted(world):
         "LibGuard": "LG101",
         "LibGuard precision": "fix",
         "LibGuard VAE precision": "auto",
+        "LibGuard finite": "fix",
     }
 
 
@@ -184,6 +188,7 @@ def test_infotext_names_a_chosen_precision(world):
     assert request.extra_generation_params == {
         "LibGuard precision": "warn",
         "LibGuard VAE precision": "float32",
+        "LibGuard finite": "fix",
     }
 
 
