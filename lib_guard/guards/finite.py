@@ -179,14 +179,8 @@ def _overflow(boundary: VaeBoundary, dtype: torch.dtype | None) -> Finding:
 
 def _hopeless(boundary: VaeBoundary, dtype: torch.dtype | None, tried: list[str]) -> Finding:
     broken = _broken_weights(boundary.owner)
-    named = (
-        f"{broken[0]} and {len(broken) - 1} more weights are"
-        if len(broken) > 1
-        else f"{broken[0]} is"
-        if broken
-        else ""
-    )
-    saw = f"{boundary.name} gave inf or NaN, also in {' and '.join(tried)}{f'; {named} not finite' if named else ''}"
+    named = f"; {len(broken)} of its weights are not finite, {broken[0]} is the first" if broken else ""
+    saw = f"{boundary.name} gave inf or NaN in {' and '.join(tried)}{named}"
     evidence: dict[str, Primitive] = {
         "dtype": dtype_name(dtype) if dtype else None,
         "tried": ", ".join(tried),

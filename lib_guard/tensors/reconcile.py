@@ -82,9 +82,10 @@ class Reconcile(TorchFunctionMode):
     touched at all, so outside a mismatch not a bit changes. Errors with equal dtypes, out-of-memory errors and calls
     on tensor subclasses (quantized weights unpack themselves) come out as they were raised.
 
-    What cannot be seen here stays as it is: a comparison of dtypes that a module or a library makes in Python before its
-    operation (`nn.LSTM`, xformers), and operations of scripted modules. A batch norm in training mode whose running
-    statistics had to be cast does not update them.
+    What cannot be seen here stays as it is: dtypes that a module or a library compares in Python before its operation
+    (`nn.LSTM`, xformers), operations of scripted modules, what a backward pass computes again, and in torch 2.1
+    `x[index] = y` for one tensor as index. A batch norm in training mode whose running statistics had to be cast does
+    not update them.
 
     prefer: given the operands' dtypes, the dtype to compute in; None for the promoted one, which loses nothing.
     In-place calls and `out=` keep their target, because the caller holds that very tensor: what is computed is rounded

@@ -1,0 +1,73 @@
+"""docs/coverage.md counts what its own tables say, and names rows and codes in their form."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "coverage.md").read_text(encoding="utf-8")
+PREVENTED, EXPLAINED, OUT, NOT_OURS = "prevented", "explained", "out of reach", "not ours (tool)"
+ROW, CODE = re.compile(r"P(0[1-9]|1[0-6])|N0[12]"), re.compile(r"LG[0-4]\d\d")
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def section(heading: str) -> str:
+    return TEXT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+SUMMARY = {row[0]: row[1:] for row in map(cells, section("Summary").splitlines()) if row[-1].endswith("%")}
+FAMILIES = [family for family in SUMMARY if family != "all"]
+REPORTS = {
+    family: [cells(line) for line in section(family).splitlines() if re.match(r"\| R\d{3} \|", line)]
+    for family in FAMILIES
+}
+ALL = [report for reports in REPORTS.values() for report in reports]
+
+
+def percent(part: int, whole: int) -> str:
+    return f"{round(100 * part / whole)} %"
+
+
+@pytest.mark.parametrize("family", SUMMARY)
+def test_the_summary_counts_the_tables(family: str) -> None:
+    reports = ALL if family == "all" else REPORTS[family]
+    count = Counter(report[4] for report in reports)
+    known = sum(report[4] == NOT_OURS and report[5] != "-" for report in reports)
+    reached, ours = count[PREVENTED] + count[EXPLAINED], len(reports) - count[NOT_OURS]
+    numbers = [len(reports), *(count[verdict] for verdict in (PREVENTED, EXPLAINED, OUT, NOT_OURS)), known]
+    assert SUMMARY[family] == [*map(str, numbers), percent(reached, ours), percent(reached, len(reports))]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reports_are_whole_and_in_order(family: str) -> None:
+    ids = [report[0] for report in REPORTS[family]]
+    assert ids and ids == sorted(set(ids))
+    for report in REPORTS[family]:
+        assert len(report) == 7 and all(report), report
+        assert re.fullmatch(r"\[.+]\(https://github\.com/[^/]+/[^/]+/(issues|pull)/\d+\)", report[1]), report
+
+
+@pytest.mark.parametrize("report", ALL, ids=lambda report: report[0])
+def test_a_verdict_has_what_shows_it(report: list[str]) -> None:
+    verdict, named = report[4], [] if report[5] == "-" else report[5].split(", ")
+    rows, codes = [name for name in named if ROW.fullmatch(name)], [name for name in named if CODE.fullmatch(name)]
+    assert sorted(rows + codes) == sorted(named)
+    assert {PREVENTED: rows and codes, EXPLAINED: codes, OUT: not named, NOT_OURS: not codes}[verdict]
+
+
+def test_every_report_that_is_out_of_reach_has_its_reason() -> None:
+    listed = set(re.findall(r"R\d{3}", section("Out of reach")))
+    assert listed == {report[0] for report in ALL if report[4] == OUT}
+
+
+def test_rows_and_codes_in_the_text_have_their_form() -> None:
+    assert all(ROW.fullmatch(name) for name in re.findall(r"\b[PN]\d+\b", TEXT))
+    assert all(CODE.fullmatch(name) for name in re.findall(r"\bLG\w+\b", TEXT))
+    explained = set(re.findall(r"^\| ([PN]\d\d) \|", section("How a verdict is given"), re.MULTILINE))
+    assert {name for report in ALL for name in report[5].split(", ") if ROW.fullmatch(name)} <= explained
