@@ -1,7 +1,7 @@
 """Every reported fault, without LibGuard and with it: `python -m demo --check`.
 
 A row passes when the request fails without LibGuard, and comes out clean with it: equal to the reference bit for bit
-where there is one, else finite and not constant.
+where there is one, else finite and not constant. What nobody can repair passes when LibGuard says what it is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from demo.faults import FAULTS, Call, Fault, pictures, send
 
 TITLE = "LibGuard"
 OFF: dict[str, Any] = {TITLE: {"args": [False]}}
-ON: dict[str, Any] = {TITLE: {"args": [True, "fix", "auto"]}}
+ON: dict[str, Any] = {TITLE: {"args": [True, "fix", "auto", "fix"]}}
 
 #: Column widths, 120 in all with two spaces between.
 COLUMNS = {"id": 23, "fault": 27, "without": 31, "with": 13, "code": 5, "ms": 5, "": 4}
@@ -72,9 +72,9 @@ def check(bench: Bench, fault: Fault) -> Row:
         reference = _fresh(bench, fault).reference(bench, off)
         if guarded:
             with_ = _fresh(bench, fault).run(bench, ON)
-            row.cured, row.with_ = _judge_with(with_, reference)
             entries = guard_entries(bench)
             row.codes = tuple(dict.fromkeys(code for code, _ in entries))
+            row.cured, row.with_ = _judge_with(with_, reference) if not fault.told else _judge_told(fault, row.codes)
             row.milliseconds = sum(spent for _, spent in entries)
         else:
             row.with_ = "not loaded"
@@ -97,6 +97,8 @@ def _judge_without(bench: Bench, fault: Fault, reply: Reply, off: dict[str, Any]
     found = pictures(reply)
     if not found:
         return True, "HTTP 200 without a picture, the error swallowed"
+    if not any(_is_picture(picture) for picture in found):
+        return True, "HTTP 200 with a picture of one colour"
     if fault.request.body.get("detailer") and _same(found, _without_detailer(bench, fault, off)):
         return True, "the Detailer's pass is missing, without a word"
     return False, "a picture: does not fail"
@@ -115,8 +117,16 @@ def _judge_with(reply: Reply, reference: list[np.ndarray] | None) -> tuple[bool,
         return False, "no picture"
     if reference is not None:
         return (True, "bit-identical") if _same(found, reference) else (False, _difference(found, reference))
-    # A NaN would have become black here, and a lost latent one flat colour.
-    return (True, "a picture") if all(picture.std() > 1 for picture in found) else (False, "a flat picture")
+    return (True, "a picture") if all(_is_picture(picture) for picture in found) else (False, "a flat picture")
+
+
+def _judge_told(fault: Fault, codes: Sequence[str]) -> tuple[bool, str]:
+    return (True, "says why") if tuple(codes) == (fault.told,) else (False, "says nothing")
+
+
+def _is_picture(picture: np.ndarray) -> bool:
+    """A NaN has become black by now, and a lost latent one flat colour."""
+    return bool(picture.std() > 1)
 
 
 def _same(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> bool:

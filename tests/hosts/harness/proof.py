@@ -20,7 +20,7 @@ from harness.server import Answer
 
 TITLE = "LibGuard"
 OFF: dict[str, Any] = {TITLE: {"args": [False]}}
-ON: dict[str, Any] = {TITLE: {"args": [True, "fix", "auto"]}}
+ON: dict[str, Any] = {TITLE: {"args": [True, "fix", "auto", "fix"]}}
 #: Enabled, every guard's policy off: nothing may be attached.
 POLICY_OFF: dict[str, Any] = {TITLE: {"args": [True, "off", "auto"]}}
 
