@@ -127,6 +127,13 @@ _TABLE = (
         permanent_fix="Switch off the option or extension that the line names.",
     ),
     Code(
+        id="LG114",
+        title="The device cannot compute an operation in this dtype",
+        cause="The model is in half precision on a device whose torch has no such kernel, mostly on a CPU.",
+        cure="The operation is computed in float32, and its result goes on in the dtype that it would have had.",
+        permanent_fix="Run the model in float32 on this device, or update torch.",
+    ),
+    Code(
         id="LG201",
         title="The VAE overflowed: its result is not finite, what it was given is",
         cause="The VAE's activations grow past the largest number of its dtype (65504 in float16); SDXL's own does.",

@@ -15,7 +15,8 @@ _PASSED = {"encode": "a {} picture", "decode": "{} latents"}
 
 
 def mismatch(boundary: Boundary, passage: Passage, first: Seen, census: Census) -> Finding:
-    """Operations met operands of unequal dtypes: LG101 to LG104 in a VAE, LG111 to LG113 elsewhere."""
+    """Operations met operands of unequal dtypes: LG101 to LG104 in a VAE, LG111 to LG113 elsewhere; or a dtype that the
+    device cannot compute in: LG114."""
     if isinstance(boundary, VaeBoundary):
         direction = boundary.direction
         code, saw = _judge_vae(boundary, passage, first, census)
@@ -37,6 +38,7 @@ _CAUSES = {
     "LG111": "A part of the component was converted and the rest was not.",
     "LG112": "The component runs in another precision than what calls it.",
     "LG113": "Something changes dtypes inside the component.",
+    "LG114": "The device has no kernel for this operation in this dtype.",
 }
 
 
@@ -88,6 +90,8 @@ def _evidence(passage: Passage, first: Seen, census: Census) -> dict[str, Primit
 def _judge_vae(boundary: VaeBoundary, passage: Passage, first: Seen, census: Census) -> tuple[str, str]:
     """The code of a mismatch, and the clause that tells it."""
     where = f"{first.path or boundary.component}, {first.operation}"
+    if len(set(first.dtypes)) == 1:
+        return _no_kernel(boundary, first)
     if census.uniform is None:
         saw = f"the VAE is {census.describe()}, {boundary.direction} cannot pass {where}{_quoted(first)}"
         return "LG103", saw
@@ -102,6 +106,8 @@ def _judge_vae(boundary: VaeBoundary, passage: Passage, first: Seen, census: Cen
 
 def _judge(boundary: Boundary, passage: Passage, first: Seen, census: Census) -> tuple[str, str]:
     title, where = boundary.title, f"{first.path or first.place or boundary.title}, {first.operation}"
+    if len(set(first.dtypes)) == 1:
+        return _no_kernel(boundary, first)
     if census.uniform is None:
         return "LG111", f"the {title} is {census.describe()}, a call cannot pass {where}{_quoted(first)}"
     own = dtype_name(census.uniform)
@@ -112,6 +118,14 @@ def _judge(boundary: Boundary, passage: Passage, first: Seen, census: Census) ->
         return "LG112", f"the {title} is {own} and was given {', '.join(foreign[:3])} ({where}{_quoted(first)})"
     inside = f"the {title} is {own}, but inside something made it {_foreign(first, census.uniform)}"
     return "LG113", f"{inside} ({where}{_quoted(first)})"
+
+
+def _no_kernel(boundary: Boundary, first: Seen) -> tuple[str, str]:
+    where = f"{boundary.name}, {first.path or first.place}"
+    return (
+        "LG114",
+        f"the device cannot compute {first.operation} in {dtype_name(first.dtypes[0])} ({where}{_quoted(first)})",
+    )
 
 
 def _is_foreign(dtype: torch.dtype, first: Seen, census: Census) -> bool:

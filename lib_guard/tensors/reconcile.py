@@ -7,6 +7,7 @@ that sees every operand is the operation itself, so that is where `Reconcile` wo
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from .dtypes import COMPUTE_DTYPES, is_compute, promoted
+from .layers import PLAIN_TENSORS
 
 #: Operations between activations and weights. They never promote by themselves, so these are the calls that devices
 #: which abort instead of raising (MPS) must not be given unequal dtypes, and the ones that fix a compute precision.
@@ -49,14 +51,10 @@ ABORTING_DEVICES = frozenset({"mps"})
 #: would round them anyway. All others compute with what the target holds.
 _PLACING = frozenset({"__setitem__", "__set__", "index_copy_", "masked_scatter_"})
 
-_PLAIN_TENSORS = tuple(
-    kind for kind in (torch.Tensor, torch.nn.Parameter, getattr(torch.nn, "Buffer", None)) if kind is not None
-)
-
 
 @dataclass(frozen=True)
 class Mismatch:
-    """One operation whose floating operands differed in dtype.
+    """One operation whose floating operands differed in dtype, or whose one dtype the device cannot compute it in.
 
     operation: the function's name (`conv2d`). operands: the floating tensors as they came, in order of the call; held
     only while the mismatch is reported. target: the dtype it was computed in, None when it was left to fail.
@@ -77,6 +75,8 @@ class Mismatch:
 
 class Reconcile(TorchFunctionMode):
     """Passes every call through; when one raises because floating operands differ in dtype, casts them and repeats it.
+    When one raises because the device has no kernel for their one dtype ("not implemented for 'Half'"), it is computed
+    in float32, and the result is in the dtype that it would have had.
 
     It changes no weight and no attribute, and lives in the thread that entered it. A call that does not raise is not
     touched at all, so outside a mismatch not a bit changes. Errors with equal dtypes, out-of-memory errors and calls
@@ -168,7 +168,7 @@ class Reconcile(TorchFunctionMode):
     def _repeat(self, call: _Call, error: RuntimeError) -> Any:
         """Repeat a call that raised, with operands of one dtype; raise `error` where dtypes were not the reason."""
         operands = call.operands()
-        if not _differ(operands):
+        if not _differ(operands) and not _lacks_kernel(error, operands):
             raise error
         if not self._repair:
             self._report(Mismatch(call.name, operands, None, str(error), 0.0))
@@ -176,7 +176,7 @@ class Reconcile(TorchFunctionMode):
         started = time.perf_counter()
         for target in self._targets(call, operands):
             try:
-                result = call.run_in(target)
+                result = call.run_in(target) if _differ(operands) else call.run_through(target, operands[0].dtype)
             except RuntimeError as second:
                 if is_out_of_memory(second):
                     raise
@@ -193,6 +193,8 @@ class Reconcile(TorchFunctionMode):
         if written and call.name in _PLACING:
             return list(written)
         dtypes = tuple(tensor.dtype for tensor in operands)
+        if not _differ(operands):
+            return [torch.float32]
         preferred, widest = self._prefer(dtypes), promoted(dtypes)
         if preferred is None or preferred not in COMPUTE_DTYPES or promoted({preferred, *written}) is not preferred:
             return [widest]
@@ -214,7 +216,7 @@ class _Call(NamedTuple):
     def operands(self) -> tuple[torch.Tensor, ...]:
         """The plain tensors of a compute dtype, in order; none when a subclass is among the arguments."""
         found = list(_tensors((self.args, self.kwargs)))
-        return tuple(_plain(found)) if all(type(tensor) in _PLAIN_TENSORS for tensor in found) else ()
+        return tuple(_plain(found)) if all(type(tensor) in PLAIN_TENSORS for tensor in found) else ()
 
     def written(self) -> tuple[torch.Tensor, ...]:
         """The plain tensors of a compute dtype that the call writes into (`out=`, `add_`, `inplace=True`)."""
@@ -235,6 +237,12 @@ class _Call(NamedTuple):
         """Run it with operands in `dtype`. Raises what the function raises."""
         return self.run_as(self.aligned(dtype))
 
+    def run_through(self, dtype: torch.dtype, own: torch.dtype) -> Any:
+        """Run it with operands in `dtype`, and have the result in their `own`, unless the call names a dtype."""
+        result = self.run_in(dtype)
+        named = any(isinstance(value, torch.dtype) for value in (*self.args, *self.kwargs.values()))
+        return result if named else _narrowed(result, dtype, own)
+
     def run_as(self, aligned: _Call) -> Any:
         """Run it as its aligned form. What that writes is rounded into the tensors that this one was given, and these
         are what is returned, because the caller may hold either."""
@@ -248,7 +256,7 @@ class _Call(NamedTuple):
 
 
 def _plain(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    return (tensor for tensor in tensors if type(tensor) in _PLAIN_TENSORS and is_compute(tensor))
+    return (tensor for tensor in tensors if type(tensor) in PLAIN_TENSORS and is_compute(tensor))
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -271,11 +279,20 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     A tensor that already has the dtype stays the same object.
     """
     if isinstance(value, torch.Tensor):
-        return value.to(dtype) if type(value) in _PLAIN_TENSORS and is_compute(value) else value
+        return value.to(dtype) if type(value) in PLAIN_TENSORS and is_compute(value) else value
     if isinstance(value, (tuple, list)):
         return _rebuilt(value, [_cast(item, dtype) for item in value])
     if isinstance(value, dict):
         return {key: _cast(item, dtype) for key, item in value.items()}
+    return value
+
+
+def _narrowed(value: Any, dtype: torch.dtype, own: torch.dtype) -> Any:
+    """A result with its tensors of `dtype` in `own`."""
+    if isinstance(value, torch.Tensor):
+        return value.to(own) if value.dtype is dtype else value
+    if isinstance(value, (tuple, list)):
+        return _rebuilt(value, [_narrowed(item, dtype, own) for item in value])
     return value
 
 
@@ -309,6 +326,15 @@ def _autocast_is_on(device_type: str) -> bool:
     if device_type == "cpu":
         return torch.is_autocast_cpu_enabled()
     return device_type == "cuda" and torch.is_autocast_enabled()
+
+
+def _lacks_kernel(error: RuntimeError, operands: tuple[torch.Tensor, ...]) -> bool:
+    """Whether a device cannot compute an operation in its operands' one dtype. torch has a text for it and no class:
+    the dispatch macros raise NotImplementedError in new versions, RuntimeError in old ones (ATen/Dispatch.h)."""
+    names = {torch.float16: "Half", torch.bfloat16: "BFloat16"}
+    name = names.get(operands[0].dtype) if operands else None
+    pattern = rf"not implemented for '?{name}\b|Unsupported dtype {name}\b|dtypes not supported\. Got {name}\b"
+    return name is not None and re.search(pattern, str(error)) is not None
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import torch
 
 from lib_guard.border import Border
@@ -14,6 +15,20 @@ from lib_guard.guards import GUARDS, Guard, GuardContext
 from lib_guard.hooks import marked
 from lib_guard.hosts.base import Arrival, Boundary, Shield
 from lib_guard.settings import Settings
+
+
+def _cpu_computes_in_half() -> bool:
+    try:
+        torch.conv2d(*[torch.ones(1, 1, 2, 2, dtype=torch.float16)] * 2)
+    except RuntimeError:
+        return False
+    return True
+
+
+#: Where the first thing that goes wrong is that there is no kernel at all, another fault cannot be shown.
+needs_half_kernels = pytest.mark.skipif(
+    not _cpu_computes_in_half(), reason=f"torch {torch.__version__} has no float16 kernels on a CPU"
+)
 
 
 @dataclass

@@ -190,9 +190,10 @@ def test_uniform_operands_give_the_same_bits_and_are_not_reported(name, dtype):
         expected = call(*given_operands)
     except RuntimeError as error:
         assert "not implemented" in str(error)
-        with promoting(seen), pytest.raises(RuntimeError, match="not implemented"):
-            call(*given_operands)
-        assert not seen
+        with promoting(seen):
+            result = call(*given_operands)
+        assert torch.equal(result, call(*[tensor.float() for tensor in given_operands]).to(dtype))
+        assert len(seen) == 1 and set(seen[0].dtypes) == {dtype} and seen[0].target is FLOAT
         return
     with promoting(seen):
         result = call(*given_operands)
@@ -519,3 +520,40 @@ def test_leaving_out_of_order_does_not_take_away_a_foreign_mode():
     assert torch.overrides._get_current_function_mode() is mode and mode.inert
     mode.leave()
     assert torch.overrides._get_current_function_mode() is None
+
+
+# A dtype that the device has no kernel for.
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: torch.cdist(x, x),
+        lambda x: torch.linalg.svd(x, full_matrices=False),
+        lambda x: torch.linalg.inv(x),
+        lambda x: torch.fft.fft(x),
+    ],
+    ids=["cdist", "svd", "inv", "fft"],
+)
+def test_an_operation_without_a_kernel_for_the_dtype_is_computed_in_float32(operation, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(4, 4).to(dtype)
+    with pytest.raises(RuntimeError):
+        operation(x)
+    seen: list[Mismatch] = []
+    with Reconcile(lambda dtypes: None, seen.append):
+        result = operation(x)
+    wide = operation(x.float())
+    pairs = list(zip(result, wide)) if isinstance(wide, tuple) else [(result, wide)]
+    assert all(torch.equal(one, other.to(one.dtype)) for one, other in pairs)
+    assert all(one.dtype in (dtype, torch.complex64) for one, _ in pairs)
+    assert [(one.dtypes[0], one.target) for one in seen] == [(dtype, torch.float32)]
+
+
+def test_a_missing_kernel_is_only_told_where_nothing_is_to_be_repaired():
+    seen: list[Mismatch] = []
+    x = torch.ones(2, 2, dtype=torch.float16)
+    with Reconcile(lambda dtypes: None, seen.append, repair=False), pytest.raises(RuntimeError):
+        torch.cdist(x, x)
+    assert [one.target for one in seen] == [None]
