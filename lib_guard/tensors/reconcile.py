@@ -151,13 +151,17 @@ class Reconcile(TorchFunctionMode):
         """Whether the call has unequal dtypes on a device that ends the process for them. Under autocast they are
         healthy there too."""
         first = next(_tensors((call.args, call.kwargs)), None)
-        if not self._repair or first is None or first.device.type not in self._aborting:
+        if first is None or first.device.type not in self._aborting:
             return False
         return _differ(call.operands()) and not _autocast_is_on(first.device.type)
 
     def _align(self, call: _Call) -> Any:
-        """Make the call with operands of one dtype, without having tried it as it is."""
+        """Make the call with operands of one dtype, without having tried it as it is. What is not to be repaired is
+        told beforehand: afterwards nobody is there to tell it."""
         operands, started = call.operands(), time.perf_counter()
+        if not self._repair:
+            self._report(Mismatch(call.name, operands, None, "", 0.0))
+            return call.func(*call.args, **call.kwargs)
         target = self._targets(call, operands)[0]
         aligned = call.aligned(target)
         seconds = time.perf_counter() - started

@@ -453,6 +453,21 @@ def test_on_a_device_that_aborts_dtypes_are_equal_before_the_call():
     assert arrived[-1] == {FLOAT} and seen[0].error == ""
 
 
+def test_what_would_abort_and_is_not_to_be_repaired_is_told_before_it_is_called():
+    told = []
+
+    class Aborting(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            told_by_now = len(told)
+            raise SystemExit(f"aborted, {told_by_now} told")
+
+    a, b = operands((2, 5), (5, 3), dtypes=(HALF, FLOAT))
+    with Aborting(), Reconcile(lambda dtypes: None, told.append, repair=False, aborting=frozenset({"cpu"})):
+        with pytest.raises(SystemExit, match="1 told"):
+            torch.matmul(a, b)
+    assert told[0].target is None
+
+
 def test_the_devices_that_abort_are_looked_up_when_the_mode_is_made(monkeypatch):
     monkeypatch.setattr(reconcile, "ABORTING_DEVICES", frozenset({"cpu"}))
     seen = []
