@@ -175,7 +175,7 @@ def test_an_extension_in_the_call_is_named(unet, tmp_path):
     assert "some-extension" in finding.cause and str(tmp_path) not in str(finding)
 
 
-@pytest.mark.parametrize("dtype", [HALF, BF16], ids=str)
+@pytest.mark.parametrize("dtype", [HALF, BF16], ids=lambda dtype: f"P17-unit-{dtype}")
 def test_an_operation_that_the_device_has_no_kernel_for(unet, dtype):
     """On torch 2.1 a half UNet has hardly any on a CPU; on new versions the distance of two vectors still has none."""
 

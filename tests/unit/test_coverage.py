@@ -10,7 +10,7 @@ import pytest
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "coverage.md").read_text(encoding="utf-8")
 PREVENTED, EXPLAINED, OUT, NOT_OURS = "prevented", "explained", "out of reach", "not ours (tool)"
-ROW, CODE = re.compile(r"P(0[1-9]|1[0-6])|N0[12]"), re.compile(r"LG[0-4]\d\d")
+ROW, CODE = re.compile(r"P(0[1-9]|1[0-7])|N0[12]"), re.compile(r"LG[0-4]\d\d")
 
 
 def cells(line: str) -> list[str]:
