@@ -7,9 +7,10 @@ neighbours, and what fails is diffusers or torch.
 from __future__ import annotations
 
 import base64
+import copy
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,18 @@ from PIL import Image, ImageDraw
 
 from demo.bench import Bench, Reply
 
-HEALTHY = {"sd_model_checkpoint": "tiny-sd15", "cuda_dtype": "FP32", "no_half_vae": False}
+#: Every option that a fault or a test changes, as it is on a fresh host.
+HEALTHY = {
+    "sd_model_checkpoint": "tiny-sd15",
+    "cuda_dtype": "FP32",
+    "no_half_vae": False,
+    "vae_tiling": False,
+    "controlnet_dtype": "As the model",
+    "unet_storage": "As computed",
+    "offload_mode": "none",
+    "live_previews": False,
+    "show_progress_type": "Full",
+}
 SIZE = 64
 PROMPT = "a red cat on a green chair"
 
@@ -33,6 +45,73 @@ class Call:
     body: dict[str, Any]
 
 
+@contextmanager
+def aligned(pipeline: Any) -> Iterator[None]:
+    """What a correct caller does: speak to the VAE in the dtype it has, and take its latents back in one's own."""
+    vae = pipeline.vae
+    # Asked anew for each call: some pipelines convert the VAE on the way.
+    dtypes = {"encode": lambda: vae.encoder.conv_in.weight.dtype, "decode": lambda: vae.decoder.conv_in.weight.dtype}
+    with spoken_to(vae, vae, dtypes):
+        yield
+
+
+def in_float32(*directions: str) -> Callable[[Any], AbstractContextManager[None]]:
+    """The picture that a VAE gives whose `directions` are called on a float32 copy of the same weights."""
+
+    def clean(pipeline: Any) -> AbstractContextManager[None]:
+        wide = copy.deepcopy(pipeline.vae).float()
+        return spoken_to(pipeline.vae, wide, dict.fromkeys(directions, lambda: torch.float32))
+
+    return clean
+
+
+@contextmanager
+def spoken_to(vae: Any, inner: Any, dtypes: Mapping[str, Callable[[], torch.dtype]]) -> Iterator[None]:
+    """With the VAE's directions that are named calling those of `inner`, each in a dtype."""
+    encode, decode = inner.encode, inner.decode
+
+    def aligned_encode(x: torch.Tensor, return_dict: bool = True) -> Any:
+        posterior = _Posterior(encode(x.to(dtypes["encode"]()), return_dict=False)[0], x.dtype)
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    def aligned_decode(z: torch.Tensor, return_dict: bool = True, generator: Any = None) -> Any:
+        return decode(z.to(dtypes["decode"]()), return_dict=return_dict, generator=generator)
+
+    methods = {"encode": aligned_encode, "decode": aligned_decode}
+    for name in dtypes:
+        setattr(vae, name, methods[name])
+    try:
+        yield
+    finally:
+        # The instance attributes only; the class's methods come to light again.
+        for name in dtypes:
+            delattr(vae, name)
+
+
+class _Posterior:
+    """A latent distribution that computes in its own dtype and hands its samples over in the caller's."""
+
+    def __init__(self, inner: Any, dtype: torch.dtype) -> None:
+        self._inner, self._dtype = inner, dtype
+
+    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
+        return self._inner.sample(generator).to(self._dtype)
+
+    def mode(self) -> torch.Tensor:
+        return self._inner.mode().to(self._dtype)
+
+
+@contextmanager
+def healed_vectors(pipeline: Any) -> Iterator[None]:
+    """What a correct host does: put a textual inversion's vectors in as the encoder's dtype."""
+    vectors = pipeline.learnt_vectors
+    pipeline.learnt_vectors = vectors.to(pipeline.text_encoder.dtype)
+    try:
+        yield
+    finally:
+        pipeline.learnt_vectors = vectors
+
+
 @dataclass(frozen=True)
 class Fault:
     """One row of the check."""
@@ -43,19 +122,21 @@ class Fault:
     #: The settings that provoke it, or that it needs.
     options: dict[str, Any]
     request: Call
-    #: What is done to the loaded VAE.
+    #: What is done to the loaded pipeline.
     damage: Callable[[Any], None] | None = None
     #: Requests that come before the one that fails, in the same session.
     before: tuple[Call, ...] = ()
-    #: Whether a healthy configuration gives a picture to compare with.
-    comparable: bool = True
+    #: How the pipeline is to be called for the clean picture; None where no healthy way of calling it exists.
+    clean: Callable[[Any], AbstractContextManager[None]] | None = aligned
+    #: The code of a fault that nobody can repair: its picture is lost, and LibGuard says why.
+    told: str = ""
 
     def provoke(self, bench: Bench) -> None:
         """Bring the host into the state in which the request fails."""
         bench.options(**{**HEALTHY, **self.options})
         if self.damage is not None:
             with torch.no_grad():
-                self.damage(bench.shared.sd_model.vae)
+                self.damage(bench.shared.sd_model)
 
     def heal(self, bench: Bench) -> None:
         """Back to healthy settings and weights fresh from the disk."""
@@ -75,13 +156,13 @@ class Fault:
         return send(bench, self.request, scripts)
 
     def reference(self, bench: Bench, scripts: dict[str, Any]) -> list[np.ndarray] | None:
-        """The clean pictures: the same state and request, by a caller that minds the VAE's dtype.
+        """The clean pictures: the same state and request, by a caller that minds the dtypes.
 
         The fault must be provoked. `scripts` switches LibGuard off. Raises RuntimeError when the reference fails.
         """
-        if not self.comparable:
+        if self.clean is None or self.told:
             return None
-        with aligned(bench.shared.sd_model.vae):
+        with self.clean(bench.shared.sd_model):
             reply = self.run(bench, scripts)
         found = pictures(reply)
         if not found:
@@ -100,41 +181,6 @@ def pictures(reply: Reply) -> list[np.ndarray]:
         return []
     files = [io.BytesIO(base64.b64decode(text)) for text in reply.json["images"]]
     return [np.asarray(Image.open(file).convert("RGB")) for file in files]
-
-
-class _Posterior:
-    """A latent distribution that computes in its own dtype and hands its samples over in the caller's."""
-
-    def __init__(self, inner: Any, dtype: torch.dtype) -> None:
-        self._inner, self._dtype = inner, dtype
-
-    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
-        return self._inner.sample(generator).to(self._dtype)
-
-    def mode(self) -> torch.Tensor:
-        return self._inner.mode().to(self._dtype)
-
-
-@contextmanager
-def aligned(vae: Any) -> Iterator[None]:
-    """What a correct caller does: speak to the VAE in the dtype it has, and take its latents back in one's own."""
-    encode, decode = vae.encode, vae.decode
-
-    def aligned_encode(x: torch.Tensor, return_dict: bool = True) -> Any:
-        dtype = vae.encoder.conv_in.weight.dtype
-        inner = encode(x.to(dtype), return_dict=False)[0]
-        posterior = _Posterior(inner, x.dtype)
-        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
-
-    def aligned_decode(z: torch.Tensor, return_dict: bool = True, generator: Any = None) -> Any:
-        return decode(z.to(vae.decoder.conv_in.weight.dtype), return_dict=return_dict, generator=generator)
-
-    vae.encode, vae.decode = aligned_encode, aligned_decode
-    try:
-        yield
-    finally:
-        # The instance attributes only; the class's methods come to light again.
-        del vae.encode, vae.decode
 
 
 def _init_image() -> str:
@@ -169,30 +215,96 @@ ENCODING = {
 }
 
 
-def _half_decoder(vae: Any) -> None:
-    vae.decoder.half()
+OVERDONE = Call("txt2img", {**BASE, "prompt": f"{PROMPT} <lora:tiny-crimson:80>", "steps": 4})
+OVERFLOWN = Call("txt2img", {**BASE, "prompt": f"{PROMPT} <lora:tiny-overflown:1>"})
 
 
-def _half_data(vae: Any) -> None:
-    for parameter in vae.parameters():
+def controlled(controlnet: str) -> Call:
+    """txt2img under a ControlNet."""
+    return Call("txt2img", {**BASE, "controlnet": controlnet, "control_image": _init_image()})
+
+
+def adapted(call: Call) -> Call:
+    """The request with an IP-Adapter."""
+    adapter = {"ip_adapter": "tiny-ip-adapter_sd15", "ip_adapter_image": _init_image()}
+    return Call(call.endpoint, {**call.body, **adapter})
+
+
+# What is done to a loaded pipeline.
+
+
+def _half_decoder(pipeline: Any) -> None:
+    pipeline.vae.decoder.half()
+
+
+def _half_data(pipeline: Any) -> None:
+    for parameter in pipeline.vae.parameters():
         parameter.data = parameter.data.half()
 
 
-def _half_state(vae: Any) -> None:
+def _half_state(pipeline: Any) -> None:
+    vae = pipeline.vae
     vae.load_state_dict({name: tensor.half() for name, tensor in vae.state_dict().items()}, assign=True)
 
 
-def _half_weight(vae: Any) -> None:
-    vae.decoder.conv_in.weight.data = vae.decoder.conv_in.weight.data.half()
+def _half_weight(pipeline: Any) -> None:
+    weight = pipeline.vae.decoder.conv_in.weight
+    weight.data = weight.data.half()
 
 
-def _bfloat_block(vae: Any) -> None:
-    vae.decoder.up_blocks[1].to(torch.bfloat16)
+def _bfloat_block(pipeline: Any) -> None:
+    pipeline.vae.decoder.up_blocks[1].to(torch.bfloat16)
 
 
-def _float_encoder(vae: Any) -> None:
-    vae.encoder.float()
-    vae.quant_conv.float()
+def _float_encoder(pipeline: Any) -> None:
+    pipeline.vae.encoder.float()
+    pipeline.vae.quant_conv.float()
+
+
+def _converted(path: str, dtype: torch.dtype) -> Callable[[Any], None]:
+    """A part of the pipeline, by its path, in another dtype."""
+    component, _, inside = path.partition(".")
+
+    def convert(pipeline: Any) -> None:
+        getattr(pipeline, component).get_submodule(inside).to(dtype)
+
+    return convert
+
+
+def _float_text_encoders(pipeline: Any) -> None:
+    for name in ("text_encoder", "text_encoder_2"):
+        if getattr(pipeline, name, None) is not None:
+            getattr(pipeline, name).float()
+
+
+def _float_embeddings(pipeline: Any) -> None:
+    """As a trainer or an extension does that keeps the learnt vectors in float32."""
+    weight = pipeline.text_encoder.get_input_embeddings().weight
+    weight.data = weight.data.float()
+
+
+def _written_vectors(pipeline: Any) -> None:
+    """As hosts do that write a textual inversion over its token's place (textual_inversion #43): by index, in the
+    dtype that the file has."""
+    width = pipeline.text_encoder.config.hidden_size
+    pipeline.learnt_vectors = torch.randn(1, width, generator=torch.Generator().manual_seed(5))
+
+    def write(module: Any, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        output[:, torch.tensor([2])] = pipeline.learnt_vectors
+
+    pipeline.text_encoder.get_input_embeddings().register_forward_hook(write)
+
+
+def _overflowing(**factors: float) -> Callable[[Any], None]:
+    """A VAE whose activations pass 65504 on the way, as those of SDXL's first one do; its weights do not."""
+
+    def scale(pipeline: Any) -> None:
+        for name, factor in factors.items():
+            first = pipeline.vae.get_submodule({"encode": "encoder.conv_in", "decode": "decoder.conv_in"}[name])
+            first.weight.mul_(factor)
+            first.bias.mul_(factor)
+
+    return scale
 
 
 def _mixed_vae() -> list[Fault]:
@@ -203,9 +315,7 @@ def _mixed_vae() -> list[Fault]:
         "bias": ("One convolution has a half weight and a float bias", _half_weight),
         "block": ("One block of the VAE is bfloat16", _bfloat_block),
     }
-    return [
-        Fault(f"P06-D-{key}", title, {}, TXT2IMG, damage, comparable=False) for key, (title, damage) in rows.items()
-    ]
+    return [Fault(f"P06-D-{key}", title, {}, TXT2IMG, damage, clean=None) for key, (title, damage) in rows.items()]
 
 
 #: Model and title: a float32 VAE beside a 16-bit model.
@@ -270,4 +380,116 @@ def _never_undone() -> list[Fault]:
     ]
 
 
-FAULTS: list[Fault] = [*_mixed_vae(), *_float_vae(), *_detailer(), *_never_undone()]
+SD3 = "tiny-sd3"
+
+
+def _text_projection() -> list[Fault]:
+    rows = {
+        "bf16": ("BF16", "text_encoder.text_projection", torch.float16),
+        "fp16": ("FP16", "text_encoder.text_projection", torch.bfloat16),
+        "bf16-second": ("BF16", "text_encoder_2.text_projection", torch.float16),
+    }
+    return [
+        Fault(
+            f"P10-D-{key}",
+            f"SD3: a {_short(dtype)} text projection in a {model} text encoder",
+            {"sd_model_checkpoint": SD3, "cuda_dtype": model},
+            TXT2IMG,
+            _converted(path, dtype),
+            clean=None,
+        )
+        for key, (model, path, dtype) in rows.items()
+    ]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return {torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32"}[dtype]
+
+
+def _mixed_unet() -> list[Fault]:
+    blocks = {
+        "bf16-block": ("tiny-sd15", "FP16", "unet.mid_block", torch.bfloat16),
+        "half-block": ("tiny-sd15", "FP32", "unet.up_blocks.1", torch.float16),
+        "sdxl-block": ("tiny-sdxl", "FP16", "unet.down_blocks.1", torch.bfloat16),
+        "sd3-block": (SD3, "BF16", "transformer.transformer_blocks.0", torch.float16),
+    }
+    found = [
+        Fault(
+            f"P11-D-{key}",
+            f"One {_short(dtype)} block in a {precision} {path.partition('.')[0]} ({model})",
+            {"sd_model_checkpoint": model, "cuda_dtype": precision},
+            TXT2IMG,
+            _converted(path, dtype),
+            clean=None,
+        )
+        for key, (model, precision, path, dtype) in blocks.items()
+    ]
+    title = "The text encoders stayed in float32, the UNet is half"
+    for model in ("sd15", "sdxl"):
+        options = {"sd_model_checkpoint": f"tiny-{model}", "cuda_dtype": "FP16"}
+        found.append(Fault(f"P11-D-context-{model}", title, options, TXT2IMG, _float_text_encoders, clean=None))
+    return found
+
+
+def _foreign_controlnet() -> list[Fault]:
+    rows = [("sd15", "FP16", "FP32"), ("sd15", "FP32", "FP16"), ("sdxl", "BF16", "FP32"), ("sdxl", "FP16", "BF16")]
+    return [
+        Fault(
+            f"P13-D-{model}-{chosen.lower()}-in-{precision.lower()}",
+            f"A {chosen} ControlNet beside a {precision} model",
+            {"sd_model_checkpoint": f"tiny-{model}", "cuda_dtype": precision, "controlnet_dtype": chosen},
+            controlled(f"tiny-{model}-controlnet"),
+            clean=None,
+        )
+        for model, precision, chosen in rows
+    ]
+
+
+def _foreign_vectors() -> list[Fault]:
+    half = {"cuda_dtype": "FP16"}
+    written = "A textual inversion's float32 vectors are written into a half text encoder"
+    kept = "The embeddings of a half text encoder are float32"
+    return [
+        Fault("P14-D-written", written, half, TXT2IMG, _written_vectors, clean=healed_vectors),
+        Fault("P14-D-data", kept, half, TXT2IMG, _float_embeddings, clean=None),
+    ]
+
+
+def _stored_in_float8() -> list[Fault]:
+    options = {"cuda_dtype": "FP16", "no_half_vae": True, "unet_storage": "float8_e4m3fn"}
+    return [Fault("P16-D", "A UNet stored in float8, a float32 VAE: img2img", options, ENCODING["img2img"])]
+
+
+def _overflow() -> list[Fault]:
+    decode, encode, both = {"decode": 10_000}, {"encode": 30_000}, {"encode": 30_000, "decode": 30_000}
+    rows = {
+        "decode": ("A VAE whose decode overflows in half", "tiny-sd15", TXT2IMG, decode),
+        "encode": ("A VAE whose encode overflows in half", "tiny-sd15", ENCODING["img2img"], encode),
+        "both": ("A VAE that overflows in half both ways", "tiny-sd15", ENCODING["img2img"], both),
+        "sd3": ("SD3: a VAE whose decode overflows in half", SD3, TXT2IMG, decode),
+    }
+    return [
+        Fault(
+            f"N01-D-{key}",
+            title,
+            {"sd_model_checkpoint": model, "cuda_dtype": "FP16"},
+            request,
+            _overflowing(**factors),
+            clean=in_float32(*factors),
+        )
+        for key, (title, model, request, factors) in rows.items()
+    ]
+
+
+def _not_finite() -> list[Fault]:
+    return [
+        Fault("N02-D-file", "A LoRA whose file holds inf", {}, OVERFLOWN, told="LG202"),
+        Fault("N02-D-step", "Sampling in half diverges on the way", {"cuda_dtype": "FP16"}, OVERDONE, told="LG202"),
+    ]
+
+
+FAULTS: list[Fault] = [
+    *(*_mixed_vae(), *_float_vae(), *_detailer(), *_never_undone()),
+    *(*_text_projection(), *_mixed_unet(), *_foreign_controlnet(), *_foreign_vectors(), *_stored_in_float8()),
+    *(*_overflow(), *_not_finite()),
+]

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from demo import bench as benches  # noqa: E402 - the path comes first
+from demo.faults import HEALTHY  # noqa: E402
 
 
 def _cpu_computes_in_half() -> bool:
@@ -77,7 +78,7 @@ def sdnext_bench(bench_keeper: BenchKeeper) -> benches.Bench:
 
 def healthy(bench: benches.Bench) -> benches.Bench:
     """The host with its default options and model weights as on disk."""
-    bench.options(sd_model_checkpoint="tiny-sd15", cuda_dtype="FP32", no_half_vae=False, vae_tiling=False)
+    bench.options(**HEALTHY)
     bench.post("/sdapi/v1/reload-checkpoint")
     return bench
 

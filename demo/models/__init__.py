@@ -12,13 +12,14 @@ from demo.models import adapters, checkpoints
 from demo.models.sizes import SIZES
 
 #: Raised when the files change, so that an older folder is rebuilt.
-VERSION = "2"
+VERSION = "3"
 
 
 def build(folder: Path) -> Path:
     """Make `folder` hold every model, and return it. A folder that is up to date is left as it is.
 
-    The layout is A1111's: `Stable-diffusion/`, `Lora/`, `ControlNet/`, `embeddings/`.
+    The layout is A1111's: `Stable-diffusion/`, `Lora/`, `ControlNet/`, `VAE-approx/`, `embeddings/`; in `IP-Adapter/`
+    it is that of the adapters' repository.
     """
     stamp = folder / "version.txt"
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == VERSION:
@@ -35,10 +36,16 @@ def _write_all(folder: Path) -> None:
     unet, text = checkpoints.write_sd15(models / "tiny-sd15")
     unet_xl = checkpoints.write_sdxl(models / "tiny-sdxl", force_upcast=True)
     checkpoints.write_sdxl(models / "tiny-sdxl-fp16fix", force_upcast=False)
+    checkpoints.write_sdxl(models / "tiny-sdxl-refiner", force_upcast=True, unet_seed=61)
     checkpoints.write_sd3(models / "tiny-sd3")
     checkpoints.write_auraflow(models / "tiny-auraflow")
+    checkpoints.write_controlnet(folder / "ControlNet" / "tiny-sd15-controlnet")
     checkpoints.write_controlnet_xl(folder / "ControlNet" / "tiny-sdxl-controlnet")
+    checkpoints.write_taesd(folder / "VAE-approx" / "taesd")
+    checkpoints.write_image_encoder(folder / "IP-Adapter" / "models" / "image_encoder")
+    adapters.write_ip_adapter(folder / "IP-Adapter" / "models" / "tiny-ip-adapter_sd15.safetensors", unet, 5)
     adapters.write_kohya(lora / "tiny-crimson.safetensors", {"lora_unet": unet, "lora_te": text}, 1)
     adapters.write_peft(lora / "tiny-azure.safetensors", unet, 2)
     adapters.write_kohya(lora / "tiny-xl-amber.safetensors", {"lora_unet": unet_xl}, 3)
+    adapters.write_kohya(lora / "tiny-overflown.safetensors", {"lora_unet": unet}, 6, overflown=True)
     adapters.write_embedding(folder / "embeddings" / "tiny-style.safetensors", SIZES.clip_width, 2, 4)

@@ -1,4 +1,4 @@
-"""LoRA and textual inversion files for the tiny models, as trainers write them."""
+"""LoRA, textual inversion and IP-Adapter files for the tiny models, as trainers write them."""
 
 from __future__ import annotations
 
@@ -36,12 +36,17 @@ def _pair(name: str, layer: nn.Linear, seed: int) -> tuple[torch.Tensor, torch.T
     return down.half(), up.half()
 
 
-def write_kohya(path: Path, parts: dict[str, nn.Module], seed: int) -> None:
-    """Write a LoRA in kohya's form; `parts` maps its prefixes ("lora_unet", "lora_te") to modules."""
+def write_kohya(path: Path, parts: dict[str, nn.Module], seed: int, overflown: bool = False) -> None:
+    """Write a LoRA in kohya's form; `parts` maps its prefixes ("lora_unet", "lora_te") to modules.
+
+    overflown: as after a training that exploded and was saved in float16, which turns what is too large into inf.
+    """
     tensors: dict[str, torch.Tensor] = {}
     for prefix, module in parts.items():
         for name, layer in _targets(module, TEXT_ATTENTION if "_te" in prefix else ATTENTION).items():
             down, up = _pair(prefix + name, layer, seed)
+            if overflown:
+                up = (up.float() * 60_000).half()
             key = f"{prefix}_{name.replace('.', '_')}"
             tensors[f"{key}.lora_down.weight"] = down
             tensors[f"{key}.lora_up.weight"] = up
@@ -66,3 +71,24 @@ def write_embedding(path: Path, width: int, vectors: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({"emb_params": torch.randn(vectors, width, generator=generator)}, path)
+
+
+def write_ip_adapter(path: Path, unet: nn.Module, seed: int) -> None:
+    """Write an IP-Adapter in its own form: a projection of the image's embedding, and keys and values for each
+    cross-attention, numbered 1, 3, 5, ... in the UNet's order."""
+    tensors: dict[str, torch.Tensor] = {}
+    context, tokens = SIZES.context, SIZES.image_tokens
+    shapes = {"proj.weight": (tokens * context, SIZES.image_projection), "proj.bias": (tokens * context,)}
+    for name, shape in {**shapes, "norm.weight": (context,), "norm.bias": (context,)}.items():
+        tensors[f"image_proj.{name}"] = _noise(name, shape, seed) * shape[-1] ** -0.5
+    crossing = [name for name in unet.attn_processors if name.endswith("attn2.processor")]  # type: ignore[union-attr]
+    for number, name in enumerate(crossing):
+        shape = tuple(unet.get_submodule(name.removesuffix(".processor")).to_k.weight.shape)
+        for part in ("to_k_ip", "to_v_ip"):
+            tensors[f"ip_adapter.{2 * number + 1}.{part}.weight"] = _noise(name + part, shape, seed) * shape[-1] ** -0.5
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, path)
+
+
+def _noise(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed * 7919 + zlib.crc32(name.encode())))

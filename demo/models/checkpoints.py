@@ -11,6 +11,7 @@ import torch
 from diffusers import (
     AuraFlowTransformer2DModel,
     AutoencoderKL,
+    AutoencoderTiny,
     ControlNetModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
@@ -23,6 +24,8 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     T5Config,
     T5EncoderModel,
     UMT5Config,
@@ -118,20 +121,23 @@ def _unet_xl_shape() -> dict[str, object]:
     }
 
 
+def _unet_shape() -> dict[str, object]:
+    return {
+        "block_out_channels": SIZES.unet_channels,
+        "layers_per_block": 1,
+        "cross_attention_dim": SIZES.context,
+        "attention_head_dim": SIZES.heads,
+        "norm_num_groups": SIZES.norm_groups,
+    }
+
+
 def write_sd15(path: Path) -> tuple[nn.Module, nn.Module]:
     """Stable Diffusion 1.5. Returns its UNet and text encoder, whose layer names the LoRA files need."""
     folder = _folder(path, "StableDiffusionPipeline", requires_safety_checker=False)
     vocab = write_clip(path / "tokenizer")
     folder.declare("tokenizer", "transformers", "CLIPTokenizer")
     text = _ready(CLIPTextModel(_clip_config(vocab)), 11)
-    unet = UNet2DConditionModel(
-        sample_size=SIZES.sample_size,
-        block_out_channels=SIZES.unet_channels,
-        layers_per_block=1,
-        cross_attention_dim=SIZES.context,
-        attention_head_dim=SIZES.heads,
-        norm_num_groups=SIZES.norm_groups,
-    )
+    unet = UNet2DConditionModel(sample_size=SIZES.sample_size, **_unet_shape())
     folder.add("text_encoder", text)
     folder.add("unet", _ready(unet, 12))
     folder.add("vae", vae(13, scaling_factor=0.18215))
@@ -142,7 +148,7 @@ def write_sd15(path: Path) -> tuple[nn.Module, nn.Module]:
     return unet, text
 
 
-def write_sdxl(path: Path, force_upcast: bool) -> nn.Module:
+def write_sdxl(path: Path, force_upcast: bool, unet_seed: int = 23) -> nn.Module:
     """Stable Diffusion XL, stored in float16 as the published checkpoint is. Returns its UNet."""
     folder = _folder(path, "StableDiffusionXLPipeline", force_zeros_for_empty_prompt=True)
     vocab = write_clip(path / "tokenizer")
@@ -156,7 +162,7 @@ def write_sdxl(path: Path, force_upcast: bool) -> nn.Module:
     )
     folder.add("text_encoder", _ready(CLIPTextModel(_clip_config(vocab)), 21, torch.float16))
     folder.add("text_encoder_2", _ready(CLIPTextModelWithProjection(_clip_config(vocab, "gelu")), 22, torch.float16))
-    folder.add("unet", _ready(unet, 23, torch.float16))
+    folder.add("unet", _ready(unet, unet_seed, torch.float16))
     folder.add("vae", vae(24, force_upcast=force_upcast, scaling_factor=0.13025).half())
     folder.add("scheduler", EulerDiscreteScheduler(**_BETAS, steps_offset=1))
     for name in ("image_encoder", "feature_extractor"):
@@ -232,7 +238,37 @@ def _t5_shape(vocab: int) -> dict[str, object]:
     }
 
 
+#: Widths of the layers that a ControlNet's picture goes through first.
+_CONDITIONING = (8, 16, 16, 32)
+
+
+def write_controlnet(path: Path) -> None:
+    """An SD1.5 ControlNet. Its zero convolutions are filled too, otherwise it would say nothing."""
+    model = ControlNetModel(conditioning_embedding_out_channels=_CONDITIONING, **_unet_shape())
+    _ready(model, 52).save_pretrained(str(path))
+
+
 def write_controlnet_xl(path: Path) -> None:
-    """An SDXL ControlNet. Its zero convolutions are filled too, otherwise it would say nothing."""
-    model = ControlNetModel(conditioning_embedding_out_channels=(8, 16, 16, 32), **_unet_xl_shape())
+    """An SDXL ControlNet, filled likewise."""
+    model = ControlNetModel(conditioning_embedding_out_channels=_CONDITIONING, **_unet_xl_shape())
     _ready(model, 51, torch.float16).save_pretrained(str(path))
+
+
+def write_image_encoder(path: Path) -> None:
+    """A CLIP vision encoder with the embedding of OpenCLIP ViT-H."""
+    config = CLIPVisionConfig(
+        hidden_size=SIZES.clip_width,
+        intermediate_size=2 * SIZES.clip_width,
+        projection_dim=SIZES.image_projection,
+        num_hidden_layers=SIZES.clip_layers,
+        num_attention_heads=SIZES.clip_heads,
+        patch_size=32,
+    )
+    _ready(CLIPVisionModelWithProjection(config), 71).save_pretrained(str(path))
+
+
+def write_taesd(path: Path) -> None:
+    """The tiny autoencoder that previews are decoded with."""
+    widths = {f"{side}_block_out_channels": (16,) * 4 for side in ("encoder", "decoder")}
+    depths = {f"num_{side}_blocks": (1,) * 4 for side in ("encoder", "decoder")}
+    _ready(AutoencoderTiny(**widths, **depths), 81).save_pretrained(str(path))

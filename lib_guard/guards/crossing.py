@@ -33,9 +33,10 @@ class Crossing:
         raise NotImplementedError
 
     def disarm(self) -> None:
-        """Modes that are still entered act no more."""
-        for mode in self._entered:
-            mode.inert = True
+        """Leave what an interrupt left entered. On another thread than this it stays there, and acts no more."""
+        for mode in list(self._entered):
+            mode.leave()
+        self._entered.clear()
 
     def _guarded(self, doing: str, call: Callable[[], Any], otherwise: Any) -> Any:
         """The border: what torch or the host calls passes a failure of ours by."""

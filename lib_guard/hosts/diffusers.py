@@ -44,8 +44,8 @@ def vae_boundaries(vae: object) -> list[VaeBoundary]:
 #: of a kind (`text_encoder_2`, `transformer_2`).
 _CALLED = ("text_encoder", "image_encoder", "controlnet", "adapter", "unet", "transformer")
 
-#: Where a container holds its members, whose `__call__` it goes through: diffusers' MultiControlNetModel
-#: (multicontrolnet.py:33) and its like, and MultiAdapter (adapter.py:60).
+#: Where a container holds its members, which it calls one by one: diffusers' MultiControlNetModel
+#: (multicontrolnet.py:30) and its like, and MultiAdapter (adapter.py:45).
 _MEMBERS = {"controlnet": "nets", "adapter": "adapters"}
 
 
@@ -53,10 +53,10 @@ def pipeline_boundaries(pipe: object) -> list[Boundary]:
     """The boundaries of a pipeline, by its components' own names, its VAE's among them; none of what is no pipeline.
 
     Looked for among its attributes: `components` raises where a host has set one without registering it. Some
-    pipelines hold another one, which has what they lack (SD.Next's processing_vae.py:91). A part that is reached on two
+    pipelines hold another one, which has what they lack (SD.Next's processing_vae.py:91). A part that is reached in two
     ways is named once.
     """
-    own = {**getattr(getattr(pipe, "pipe", None), "__dict__", {}), **getattr(pipe, "__dict__", {})}
+    own = {**_attributes(getattr(pipe, "pipe", None)), **_attributes(pipe)}
     found: dict[int, Boundary] = {}
     for kind in _CALLED:
         for name in sorted(name for name in own if re.fullmatch(rf"{kind}(_\d+)?", name)):
@@ -65,17 +65,27 @@ def pipeline_boundaries(pipe: object) -> list[Boundary]:
     return [*found.values(), *vae_boundaries(own.get("vae"))]
 
 
+def _attributes(pipe: object) -> dict[str, object]:
+    return {name: value for name, value in getattr(pipe, "__dict__", {}).items() if value is not None}
+
+
 def _called(kind: str, name: str, part: object) -> list[Boundary]:
     """The boundaries of one component, members and inner parts among them; none of one that is compiled."""
-    members = part if isinstance(part, (list, tuple)) else getattr(part, _MEMBERS.get(kind, ""), None) or (part,)
-    modules = [one for one in members if isinstance(one, torch.nn.Module) and not is_compiled(one)]
+    modules = [one for one in _members(kind, part) if isinstance(one, torch.nn.Module) and not is_compiled(one)]
     inner = [layer for one in modules for layer in _image_projections(one)] if kind in ("unet", "transformer") else []
     return [*_numbered("image_projection", inner), *_numbered(name, modules)]
 
 
+def _members(kind: str, part: object) -> Iterable[object]:
+    if isinstance(part, (list, tuple)):
+        return part
+    held = getattr(part, _MEMBERS[kind], None) if kind in _MEMBERS else None
+    return held if isinstance(held, torch.nn.ModuleList) else (part,)
+
+
 def _image_projections(denoiser: torch.nn.Module) -> list[torch.nn.Module]:
     """What projects an IP-Adapter's image embeddings: a layer for each adapter (embeddings.py:2577), or SD3's one
-    (transformer_sd3.py, `image_proj`). The same attribute holds other things too, such as Kolors' text projection."""
+    (transformer_sd3.py:297). The same attribute holds other things too, such as Kolors' text projection."""
     layers = getattr(getattr(denoiser, "encoder_hid_proj", None), "image_projection_layers", ())
     only = getattr(denoiser, "image_proj", None)
     return [*layers, *([only] if isinstance(only, torch.nn.Module) else [])]

@@ -8,6 +8,13 @@ How it differs from AUTOMATIC1111, as far as LibGuard sees it:
   - The Detailer works behind `postprocess_batch`, within the same request (processing.py:320, detailer.py:264).
   - `shared.sd_model` is a property that loads the model (shared.py), `modeldata.model_data.sd_model` is what is there.
   - Its console is a logger whose handlers every other logger is given when the host is up (webui.py:432).
+  - The pipeline's class changes within a generation (sd_models.set_diffuser_pipe, sd_models.py:1304) and its components
+    stay. They are exchanged by `reload_model_weights`, which also loads the refiner when it is first asked for
+    (modeldata.py:205), and by `ipadapter.apply`. ControlNets are loaded before a generation begins (control/run.py:430)
+    and belong to the pipeline then.
+  - Prompts are encoded within the generation (processing_diffusers.py:152), by calls of the text encoders.
+  - `state.sampling_steps` is 0 in a pass's first step: `state.begin('Inference')` has set it back
+    (processing_diffusers.py:185, processing_callbacks.py:90).
 """
 
 from __future__ import annotations
@@ -20,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from ..findings import Finding
-from .base import Boundary
+from .base import DECODE, Arrival, Boundary
 from .checkout import commit_of
-from .diffusers import vae_boundaries
+from .diffusers import pipeline_boundaries
 from .seams import Seam
 from .webui import COMMON_SEAMS, WebUiHost
 
@@ -34,6 +41,20 @@ _VAE_PAGE = "Settings > Variational Auto Encoder"
 _FULL_PRECISION = f'{_VAE_PAGE} > "Full precision (--no-half-vae)"'
 _UPCASTING = f'{_VAE_PAGE} > "VAE upcasting"'
 _DEVICE_PRECISION = 'Settings > Compute Settings > "Device precision type"'
+_QUANTIZATION = 'Settings > Model Quantization > "Quantization enabled"'
+_VAE_MODEL = f'{_VAE_PAGE} > "VAE model"'
+_RELOAD = 'System > "Reload model"'
+
+#: The settings that put another part into the loaded model (ui_definitions.py:96, :225): component, option, label.
+_CHOSEN_PARTS = (
+    ("text_encoder", "sd_text_encoder", 'Settings > Text Encoder > "Text encoder model"'),
+    ("unet", "sd_unet", 'Settings > Model Loading > "UNET model"'),
+    ("transformer", "sd_unet", 'Settings > Model Loading > "UNET model"'),
+)
+_UNCHOSEN = (None, "", "None", "Default")
+
+#: Functions that bring components within a generation, by module and name.
+_ARRIVALS = (("modules.sd_models", "reload_model_weights"), ("modules.ipadapter", "apply"))
 
 
 class SdNextHost(WebUiHost):
@@ -77,7 +98,28 @@ class SdNextHost(WebUiHost):
             "full_vae_decode",
             "modules/processing_vae.py:89",
             "calls `vae.decode`; the pipelines call `vae.encode`",
-            guards=("precision",),
+            guards=("precision", "finite"),
+        ),
+        Seam(
+            "modules.sd_models",
+            "reload_model_weights",
+            "modules/sd_models.py:1479",
+            "loads model and refiner, also in the middle of a generation",
+            guards=("precision", "finite"),
+        ),
+        Seam(
+            "modules.ipadapter",
+            "apply",
+            "modules/ipadapter.py:297",
+            "brings and exchanges image encoder and image projection",
+            guards=("precision", "finite"),
+        ),
+        Seam(
+            "modules.lora.lora_common",
+            "loaded_networks",
+            "modules/lora/lora_common.py:19",
+            "the LoRAs of the request; each has a name and a `network_on_disk.filename`",
+            guards=("finite",),
         ),
     )
 
@@ -122,12 +164,32 @@ class SdNextHost(WebUiHost):
         script_callbacks.on_after_process(after)
 
     def boundaries(self) -> Sequence[Boundary]:
-        """See `Host`. Some pipelines hold another one that has the VAE (processing_vae.py:91)."""
+        """See `Host`. Asking `shared` for model or refiner would load them (modeldata.py:185, :202)."""
         from modules import modeldata
 
-        model = modeldata.model_data.sd_model
-        vae = getattr(model, "vae", None)
-        return vae_boundaries(vae if vae is not None else getattr(getattr(model, "pipe", None), "vae", None))
+        model = pipeline_boundaries(modeldata.model_data.sd_model)
+        shared = {id(boundary.owner) for boundary in model}
+        refiner = [one for one in pipeline_boundaries(modeldata.model_data.sd_refiner) if id(one.owner) not in shared]
+        return [*model, *(replace(one, component=f"{one.component}_refiner") for one in refiner)]
+
+    def arrivals(self) -> Sequence[Arrival]:
+        """See `Host`."""
+        places = [(sys.modules.get(module), name) for module, name in _ARRIVALS]
+        return [Arrival(place, name) for place, name in places if hasattr(place, name)]
+
+    def step(self) -> tuple[int, int]:
+        """See `Host`. In the first step only the pipeline knows how many there are."""
+        from modules import modeldata, shared
+
+        done = int(shared.state.sampling_step or 0)
+        steps = int(shared.state.sampling_steps or getattr(modeldata.model_data.sd_model, "num_timesteps", 0) or 0)
+        return (min(done + 1, steps), steps) if steps else (0, 0)
+
+    def loras(self) -> Sequence[tuple[str, Path]]:
+        """See `Host`. The list is the one of the last request that brought any, or that took them away."""
+        from modules.lora import lora_common
+
+        return [(str(one.name), Path(one.network_on_disk.filename)) for one in lora_common.loaded_networks]
 
     def tab(self, request: Any) -> str:
         """See `Host`. The request's class is named for it (processing_class.py); all have `init_images`."""
@@ -146,10 +208,85 @@ class SdNextHost(WebUiHost):
             call()
 
     def explain(self, finding: Finding) -> Finding:
-        """See `Host`."""
-        if finding.code not in ("LG101", "LG102") or finding.evidence.get("component") != "float32":
+        """See `Host`. A cause that names an extension stays."""
+        if finding.code in ("LG101", "LG102") and finding.evidence.get("component") == "float32":
+            return self._about_float32(finding)
+        about = {
+            "LG104": self._about_quantized,
+            "LG111": self._about_parts,
+            "LG112": self._about_controlnet,
+            "LG201": self._about_overflow,
+            "LG202": self._about_latent,
+            "LG203": self._about_broken_vae,
+        }.get(finding.code)
+        return finding if about is None else about(finding)
+
+    def _about_quantized(self, finding: Finding) -> Finding:
+        """SD.Next's upcast of a half VAE converts what is not quantized (processing_vae.py:113)."""
+        chosen = self.options().get("sdnq_quantize_weights")
+        if not isinstance(chosen, Sequence) or "VAE" not in chosen or finding.evidence.get("component") != "float32":
             return finding
-        return self._about_float32(finding)
+        return replace(
+            finding,
+            cause=f"The VAE is quantized ({_QUANTIZATION}) and is upcast to float32 for decode, which does not reach its"
+            " quantized layers: they go on unpacking to half.",
+            permanent_fix=f'{_QUANTIZATION} without VAE, or {_UPCASTING} "false", or {_DEVICE_PRECISION} "BF16".',
+        )
+
+    def _about_parts(self, finding: Finding) -> Finding:
+        """The part that a setting has put into the model, where one has; else what loads it anew."""
+        for component, option, label in _CHOSEN_PARTS:
+            chosen = self.options().get(option)
+            if finding.component.startswith(component) and chosen not in _UNCHOSEN and not finding.cause:
+                return replace(
+                    finding,
+                    cause=f'{label} is "{chosen}", which holds weights of another precision than the rest.',
+                    permanent_fix=f'{label} "Default", or a file of one precision; then {_RELOAD}.',
+                )
+        return replace(
+            finding,
+            permanent_fix=f"{_RELOAD}. If it comes back: a checkpoint of one precision, or System > Extensions: switch"
+            " off the one that converts the part.",
+        )
+
+    def _about_controlnet(self, finding: Finding) -> Finding:
+        """Control units take the precision of the host's start (ui_control_helpers.py:37), whatever is chosen later."""
+        if not finding.component.startswith(("controlnet", "adapter")) or finding.cause:
+            return replace(finding, permanent_fix=f"One precision for all: {_DEVICE_PRECISION}, then restart SD.Next.")
+        return replace(
+            finding,
+            cause="Control units load their models in the precision that SD.Next was started with, and the model has"
+            " another one since.",
+            permanent_fix=f"{_DEVICE_PRECISION} as the model's, then restart SD.Next.",
+        )
+
+    def _about_overflow(self, finding: Finding) -> Finding:
+        """SD.Next upcasts float16 VAEs only, and only in decode (processing_vae.py:107); SDXL's pipelines upcast in
+        encode too, by the same mark in the VAE's config."""
+        dtype = finding.evidence.get("dtype")
+        if dtype != "float16":
+            return replace(finding, permanent_fix=f'{_DEVICE_PRECISION} "FP32", or another VAE ({_VAE_MODEL}).')
+        wider = f'{_DEVICE_PRECISION} "BF16" or "FP32", or an fp16-fix VAE ({_VAE_MODEL}).'
+        if finding.direction != DECODE:
+            return replace(finding, permanent_fix=wider)
+        return replace(
+            finding,
+            cause=f'The VAE is decoded in float16: {_UPCASTING} is "false".'
+            if self.options().get("diffusers_vae_upcast") == "false"
+            else "The VAE is decoded in float16, since its config says that it needs no upcasting (force_upcast false).",
+            permanent_fix=f'{_UPCASTING} "true"; or {wider}',
+        )
+
+    def _about_latent(self, finding: Finding) -> Finding:
+        if finding.evidence.get("loras") or self.options().get("cuda_dtype") in ("FP32", "BF16"):
+            return finding
+        return replace(
+            finding, permanent_fix=f'{_DEVICE_PRECISION} "BF16" or "FP32", and lower strengths of the LoRAs.'
+        )
+
+    def _about_broken_vae(self, finding: Finding) -> Finding:
+        chosen = self.options().get("sd_vae", "Automatic")
+        return replace(finding, permanent_fix=f'{_VAE_MODEL} is "{chosen}": choose another one, then {_RELOAD}.')
 
     def _about_float32(self, finding: Finding) -> Finding:
         """Why the VAE is in float32 while the model is not, and in which dtype the model is."""
@@ -178,7 +315,7 @@ class SdNextHost(WebUiHost):
         )
 
     def _upcasts_by_itself(self) -> bool:
-        owner = next((boundary.owner for boundary in self.boundaries()), None)
+        owner = next((boundary.owner for boundary in self.boundaries() if boundary.component == "vae"), None)
         return bool(getattr(getattr(owner, "config", None), "force_upcast", False))
 
 

@@ -122,10 +122,10 @@ class Reconcile(TorchFunctionMode):
 
     def leave(self) -> None:
         """Act no more. Only the innermost mode can be taken off the thread; under one that somebody else has not left
-        yet, being inert must do."""
+        yet, being inert must do, until that one is left."""
         self.inert = True
-        if _get_current_function_mode() is self:
-            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        while isinstance(innermost := _get_current_function_mode(), Reconcile) and innermost.inert:
+            innermost.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -15,12 +15,16 @@ import torch
 
 from demo.bench import Bench
 from demo.check import OFF, ON
-from demo.faults import BASE, ENCODING, Call, pictures, send
+from demo.faults import BASE, ENCODING, OVERFLOWN, TXT2IMG, Call, adapted, controlled, pictures, send
 from lib_guard.hooks import marked
 
-GENERATIONS = 150
-CALLS = (Call("txt2img", BASE), ENCODING["img2img"], ENCODING["hires"])
-ARGS = ([True, "fix"], [True, "warn"], [True, "off"], [False], [True, "fix", "float32"], [None, float("nan")], [])
+GENERATIONS = 200
+CONTROLLED = controlled("tiny-sd15-controlnet")
+CALLS = (Call("txt2img", BASE), ENCODING["img2img"], ENCODING["hires"], CONTROLLED, adapted(TXT2IMG), OVERFLOWN)
+ARGS = (
+    *([True, "fix"], [True, "warn"], [True, "off"], [False], [True, "fix", "float32"], [None, float("nan")], []),
+    *([True, "fix", "auto", "warn"], [True, "off", "auto", "fix"], [True, "fix", "bfloat16", "off"]),
+)
 
 
 class Interrupted(BaseException):
@@ -45,31 +49,71 @@ def raising(part: str, error: type[BaseException]):
     return fault
 
 
-def half_decoder(pipeline: Any) -> Iterator[None]:
-    before = {name: tensor.clone() for name, tensor in pipeline.vae.state_dict().items()}
-    pipeline.vae.decoder.half()
+def straying(path: str):
+    """A part of the half model in bfloat16."""
+
+    def fault(pipeline: Any) -> Iterator[None]:
+        component, _, inside = path.partition(".")
+        part = getattr(pipeline, component).get_submodule(inside)
+        before = [(parameter, parameter.data) for parameter in part.parameters()]
+        part.to(torch.bfloat16)
+        yield
+        # One by one: an adapter may have come or gone meanwhile.
+        for parameter, data in before:
+            parameter.data = data
+
+    fault.__name__ = f"{path} strays"
+    return fault
+
+
+def overflowing(pipeline: Any) -> Iterator[None]:
+    layers = [pipeline.vae.encoder.conv_in, pipeline.vae.decoder.conv_in]
+    before = [layer.weight.data for layer in layers]
+    for layer in layers:
+        layer.weight.data = layer.weight.data * 30_000
     yield
-    pipeline.vae.decoder.float()
-    pipeline.vae.load_state_dict(before)
+    for layer, weight in zip(layers, before):
+        layer.weight.data = weight
+
+
+def diverging(step: int):
+    """From some call of the UNet on, what it gives is NaN."""
+
+    def fault(pipeline: Any) -> Iterator[None]:
+        calls = 0
+
+        def spoil(module: Any, args: Any, output: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return tuple(part * float("nan") for part in output) if calls >= step else None
+
+        handle = pipeline.unet.register_forward_hook(spoil)
+        yield
+        handle.remove()
+
+    fault.__name__ = f"NaN from call {step} on"
+    return fault
 
 
 FAULTS = (
-    *(nothing, half_decoder),
+    *(nothing, overflowing, diverging(1), diverging(2)),
+    *(straying(path) for path in ("vae.decoder", "unet.mid_block", "text_encoder.text_model.final_layer_norm")),
     *(raising(part, error) for part in ("unet", "decoder", "encoder") for error in (ValueError, Interrupted)),
 )
 
 
 def test_many_generations_with_random_faults(bench: Bench):
     watches = bench.script_globals("LibGuard")["EXTENSION"].watches
+    bench.options(cuda_dtype="FP16")
     reference = pictures(send(bench, CALLS[0], OFF))[0]
     chance, started = random.Random(0), count("Watch")
     for number in range(GENERATIONS):
         call, args, fault = chance.choice(CALLS), chance.choice(ARGS), chance.choice(FAULTS)
         with contextmanager(fault)(bench.shared.sd_model):
             send(bench, call, {"LibGuard": {"args": args}})
-        for name, part in bench.shared.sd_model.components.items():
+        for part in [*bench.shared.sd_model.components.values(), *bench.sd_models.model_data.controlnets.values()]:
             if isinstance(part, torch.nn.Module):
-                assert marked(part) == [], (number, name, args, fault.__name__)
+                assert marked(part) == [], (number, type(part), args, fault.__name__)
         assert watches._open == [], (number, args, fault.__name__)
         if number % 10 == 9:
             assert np.array_equal(pictures(send(bench, CALLS[0], ON))[0], reference), (number, args, fault.__name__)

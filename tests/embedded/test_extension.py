@@ -12,7 +12,7 @@ import pytest
 
 from demo.bench import Bench, Reply
 from demo.check import OFF, ON
-from demo.faults import BASE, ENCODING, Call, pictures, send
+from demo.faults import BASE, ENCODING, FAULTS, Call, controlled, pictures, send
 from lib_guard.hooks import marked
 from lib_guard.settings import FIELDS
 
@@ -40,7 +40,7 @@ def test_script_info_lists_the_switches_in_order(bench):
     info = bench.get("/sdapi/v1/script-info").json
     ours = next(entry for entry in info if entry["name"].lower() == "libguard" and not entry["is_img2img"])
     assert [argument["label"] for argument in ours["args"]] == [field.label for field in FIELDS]
-    assert [argument["value"] for argument in ours["args"]] == [True, "Fix", "Auto"]
+    assert [argument["value"] for argument in ours["args"]] == [True, "Fix", "Auto", "Fix"]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ class InTheMiddle:
 
 @pytest.mark.parametrize(
     "args",
-    [[False], [True, "off"], [True, "off", "float32"], [False, "fix", "float32"]],
+    [[False], [True, "off", "auto", "off"], [True, "off", "float32", "off"], [False, "fix", "float32", "fix"]],
     ids=lambda args: f"Z19-D-{args}",
 )
 def test_off_leaves_no_hook_on_any_module(bench, args):
@@ -187,6 +187,51 @@ def test_warn_says_it_and_lets_the_host_fail(bench, capfd):
     assert send(bench, TXT2IMG, guarded(True, "warn")).status == 500
     said = lines(capfd)
     assert len(said) == 1 and "LG101" in said[0] and "left as it is" in said[0]
+
+
+#: Fault -> what its line says in the host's own words.
+WORDS = {
+    "P13-D-sd15-fp32-in-fp16": 'The option "controlnet_dtype" loads ControlNets in FP32, the model is FP16.',
+    "N01-D-decode": 'Permanent fix: Settings > "no_half_vae" on, or "cuda_dtype" BF16.',
+    "N02-D-step": 'Permanent fix: Settings > "cuda_dtype" BF16 or FP32, or a lower strength of the LoRAs.',
+    "N02-D-file": 'LoRA "tiny-overflown": ',
+    "P10-D-bf16": "the text encoder is bfloat16 with text_projection in float16 (1 tensor)",
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_the_line_speaks_the_hosts_words(bench, capfd, name):
+    fault = next(fault for fault in FAULTS if fault.id == name)
+    fault.provoke(bench)
+    capfd.readouterr()
+    try:
+        assert fault.run(bench, ON).status == 200
+    finally:
+        fault.heal(bench)
+    (said,) = lines(capfd)
+    assert WORDS[name] in said
+
+
+def test_a_component_that_comes_in_mid_generation_is_guarded_and_let_go(bench):
+    call = controlled("tiny-sd15-controlnet")
+    bench.post("/sdapi/v1/reload-checkpoint")
+    seen: list[list[str]] = []
+    controlnet = sys.modules["modules.controlnet"]
+    load = controlnet.load
+
+    def load_and_look(*args: Any) -> None:
+        load(*args)
+        for one in bench.sd_models.model_data.controlnets.values():
+            one.register_forward_hook(lambda module, *rest: seen.append(marked(module)))
+
+    controlnet.load = load_and_look
+    try:
+        assert send(bench, call, ON).status == 200
+    finally:
+        controlnet.load = load
+    assert seen and all(seen)
+    (loaded,) = bench.sd_models.model_data.controlnets.values()
+    assert marked(loaded) == [] and marked(controlnet) == []
 
 
 def test_a_cause_is_said_once_a_generation(bench, capfd):

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from demo.bench import Bench
 from demo.check import OFF, ON
-from demo.faults import BASE, ENCODING, Call, pictures, send
+from demo.faults import BASE, ENCODING, Call, adapted, controlled, pictures, send
 from lib_guard.hooks import marked
 
 HIRES = {**BASE, "enable_hr": True, "hr_scale": 1.5}
@@ -63,7 +64,8 @@ def assert_silent(bench: Bench, calls: list[Call], capfd, between: Callable[[], 
     assert ledger_entries() == []
     said = capfd.readouterr()
     assert "LibGuard" not in said.out + said.err
-    assert marked(bench.shared.sd_model.vae) == []
+    for part in bench.shared.sd_model.components.values():
+        assert not isinstance(part, torch.nn.Module) or marked(part) == []
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -88,9 +90,78 @@ def test_row_tiled_vae(bench, capfd, row):
 
 
 @pytest.mark.parametrize("row", ["Z14-D"])
-def test_row_controlnet(bench, capfd, row):
-    bench.options(sd_model_checkpoint="tiny-sdxl")
-    assert_silent(bench, [Call("img2img", {**ENCODING["inpaint"].body, "controlnet": "tiny-sdxl-controlnet"})], capfd)
+@pytest.mark.parametrize("dtype", ["FP32", "FP16", "BF16"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_row_controlnet(bench, capfd, row, family, dtype):
+    bench.options(sd_model_checkpoint=f"tiny-{family}", cuda_dtype=dtype)
+    text = controlled(f"tiny-{family}-controlnet")
+    if family == "sd15" or dtype == "FP32":
+        # SDXL's ControlNet inpaint leaves its VAE in float32, which is no silence: row P09.
+        inpaint = Call("img2img", {**ENCODING["inpaint"].body, "controlnet": f"tiny-{family}-controlnet"})
+        assert_silent(bench, [text, inpaint], capfd)
+    assert_silent(bench, [text], capfd)
+
+
+@pytest.mark.parametrize("row", ["Z15-D"])
+@pytest.mark.parametrize("dtype", ["FP32", "FP16", "BF16"])
+def test_row_ip_adapter(bench, capfd, row, dtype):
+    bench.options(cuda_dtype=dtype)
+    plain = Call("txt2img", BASE)
+    adapter = [adapted(plain), adapted(ENCODING["img2img"])]
+    assert not np.array_equal(run(bench, adapter[:1], OFF)[0], run(bench, [plain], OFF)[0]), "the adapter is not there"
+    assert_silent(bench, [*adapter, plain, *adapter], capfd)
+
+
+@pytest.mark.parametrize("row", ["Z09-D"])
+def test_row_refiner(bench, capfd, row):
+    bench.options(sd_model_checkpoint="tiny-sdxl", cuda_dtype="FP16")
+    steps = {**BASE, "steps": 4}
+    refined = Call("txt2img", {**steps, "refiner_checkpoint": "tiny-sdxl-refiner"})
+    plain = Call("txt2img", steps)
+    assert not np.array_equal(run(bench, [refined], OFF)[0], run(bench, [plain], OFF)[0]), "the refiner is not there"
+    bench.post("/sdapi/v1/reload-checkpoint")  # so that the refiner comes in mid-generation with LibGuard on
+    assert_silent(bench, [plain], capfd)
+    assert_silent(bench, [refined, plain], capfd, between=lambda: bench.post("/sdapi/v1/reload-checkpoint"))
+
+
+@pytest.mark.parametrize("row", ["Z17-D"])
+@pytest.mark.parametrize("mode", ["model", "sequential"])
+@pytest.mark.parametrize("model", MODELS)
+def test_row_offload(bench, capfd, row, mode, model):
+    bench.options(sd_model_checkpoint=model, cuda_dtype="FP16", offload_mode=mode)
+    assert_silent(bench, [Call("txt2img", BASE), ENCODING["img2img"]], capfd)
+
+
+@pytest.mark.parametrize("row", ["Z18-D"])
+@pytest.mark.parametrize("storage", ["float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("model", ["tiny-sd15", "tiny-sdxl", "tiny-sd3"])
+@pytest.mark.parametrize("dtype", ["FP16", "BF16"])
+def test_row_stored_in_float8(bench, capfd, row, dtype, model, storage):
+    bench.options(sd_model_checkpoint=model, cuda_dtype=dtype, unet_storage=storage)
+    assert_silent(bench, [Call("txt2img", BASE), ENCODING["img2img"]], capfd)
+
+
+@pytest.mark.parametrize("row", ["Z11-D"])
+@pytest.mark.parametrize("kind", ["TAESD", "Full"])
+def test_row_live_previews(bench, capfd, row, kind):
+    """Previews are decoded in another thread while the sampling goes on."""
+    bench.options(cuda_dtype="FP16", live_previews=True, show_progress_type=kind)
+    seen: list[str] = []
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            picture = bench.get("/sdapi/v1/progress").json["current_image"]
+            seen.extend([picture] if picture else [])
+
+    onlooker = threading.Thread(target=look)
+    onlooker.start()
+    try:
+        assert_silent(bench, [Call("txt2img", {**BASE, "steps": 20}), ENCODING["img2img"]], capfd)
+    finally:
+        over.set()
+        onlooker.join()
+    assert seen
 
 
 @pytest.mark.parametrize("row", ["Z12-D"])

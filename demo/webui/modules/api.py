@@ -9,7 +9,7 @@ from fastapi import Body, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from PIL import Image
 
-from modules import call_queue, errors, images, scripts, sd_models, shared
+from modules import call_queue, errors, images, previews, scripts, sd_models, shared
 from modules.api_models import Img2ImgRequest, Txt2ImgRequest
 from modules.processing import (
     StableDiffusionProcessing,
@@ -18,6 +18,9 @@ from modules.processing import (
 )
 
 PREFIX = "/sdapi/v1"
+
+#: The fields of a request that hold one picture.
+PICTURES = ("mask", "control_image", "ip_adapter_image")
 
 
 def setup(app: FastAPI, restart: Callable[[], None]) -> None:
@@ -58,18 +61,23 @@ async def _errors_as_json(request: Request, call_next: Callable[[Request], Await
 
 
 def _txt2img(request: Txt2ImgRequest) -> dict[str, Any]:
-    values = request.model_dump(exclude={"alwayson_scripts"})
-    return _generate(StableDiffusionProcessingTxt2Img(**values), request.alwayson_scripts, is_img2img=False)
+    values = request.model_dump(exclude={"alwayson_scripts", *PICTURES})
+    p = StableDiffusionProcessingTxt2Img(**values, **_pictures(request))
+    return _generate(p, request.alwayson_scripts, is_img2img=False)
 
 
 def _img2img(request: Img2ImgRequest) -> dict[str, Any]:
-    values = request.model_dump(exclude={"alwayson_scripts", "init_images", "mask"})
+    values = request.model_dump(exclude={"alwayson_scripts", "init_images", *PICTURES})
     if not request.init_images:
         raise HTTPException(404, "Init image not found")
     pictures = [_decode(text) for text in request.init_images]
-    mask = _decode(request.mask) if request.mask else None
-    p = StableDiffusionProcessingImg2Img(**values, init_images=pictures, mask=mask)
+    p = StableDiffusionProcessingImg2Img(**values, init_images=pictures, **_pictures(request))
     return _generate(p, request.alwayson_scripts, is_img2img=True)
+
+
+def _pictures(request: Txt2ImgRequest | Img2ImgRequest) -> dict[str, Image.Image]:
+    given = {name: getattr(request, name, None) for name in PICTURES}
+    return {name: _decode(text) for name, text in given.items() if text}
 
 
 def _decode(text: str) -> Image.Image:
@@ -121,25 +129,8 @@ def _set_options(values: dict[str, Any] = Body()) -> None:  # noqa: B008 - FastA
 def _progress() -> dict[str, Any]:
     state = shared.state
     done = state.sampling_step / state.sampling_steps if state.sampling_steps else 0.0
-    preview = _preview() if shared.opts.live_previews else None
+    preview = previews.preview() if shared.opts.live_previews else None
     return {"progress": done, "eta_relative": 0.0, "state": state.dict(), "current_image": preview, "textinfo": None}
-
-
-def _preview() -> str | None:
-    """The last step's latents decoded in this thread, while the sampling goes on in another, as in the real hosts."""
-    latents, model = shared.state.current_latent, sd_models.model_data.sd_model
-    if latents is None or model is None:
-        return None
-    import torch
-
-    try:
-        with torch.no_grad():
-            decoded = model.vae.decode(latents[:1] / model.vae.config.scaling_factor, return_dict=False)[0]
-    except RuntimeError as error:
-        # The real hosts give no preview and go on.
-        errors.report(f"Live preview: {error}")
-        return None
-    return images.to_base64(images.from_tensor((decoded / 2 + 0.5).clamp(0, 1))[0])
 
 
 def _interrupt() -> dict[str, Any]:

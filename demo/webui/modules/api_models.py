@@ -8,7 +8,10 @@ from pydantic import BaseModel
 
 
 class Txt2ImgRequest(BaseModel):
-    """The fields of A1111's txt2img request that this host knows, and `detailer`. Sizes in pixels."""
+    """The fields of A1111's txt2img request that this host knows, `detailer`, and what works beside the model.
+
+    Sizes in pixels; pictures are base64, with or without a data URL's head.
+    """
 
     prompt: str = ""
     negative_prompt: str = ""
@@ -25,15 +28,24 @@ class Txt2ImgRequest(BaseModel):
     hr_scale: float = 2.0
     hr_upscaler: str = "Latent"
     hr_second_pass_steps: int = 0
+    controlnet: str | None = None
+    control_image: str | None = None
+    ip_adapter: str | None = None
+    ip_adapter_image: str | None = None
+    refiner_checkpoint: str | None = None
+    refiner_switch_at: float = 0.5
     alwayson_scripts: dict[str, Any] = {}
 
 
 class Img2ImgRequest(BaseModel):
-    """As `Txt2ImgRequest`; pictures are base64, with or without a data URL's head. White in `mask` is repainted."""
+    """As `Txt2ImgRequest`. White in `mask` is repainted."""
 
     init_images: list[str]
     mask: str | None = None
     controlnet: str | None = None
+    control_image: str | None = None
+    ip_adapter: str | None = None
+    ip_adapter_image: str | None = None
     prompt: str = ""
     negative_prompt: str = ""
     seed: int = -1

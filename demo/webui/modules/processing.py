@@ -31,6 +31,14 @@ class StableDiffusionProcessing:
     denoising_strength: float | None = None
     detailer: bool = False
     disable_extra_networks: bool = False
+    #: Name of a ControlNet; its picture is `control_image`, in img2img the given picture where there is none.
+    controlnet: str | None = None
+    control_image: Image.Image | None = None
+    ip_adapter: str | None = None
+    ip_adapter_image: Image.Image | None = None
+    #: Name of a checkpoint whose UNet takes over at that part of the sampling (SDXL, txt2img).
+    refiner_checkpoint: str | None = None
+    refiner_switch_at: float = 0.5
     do_not_save_samples: bool = True
     override_settings: dict[str, Any] = field(default_factory=dict)
     extra_generation_params: dict[str, Any] = field(default_factory=dict)
@@ -157,8 +165,6 @@ class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
 
     init_images: list[Image.Image] = field(default_factory=list)
     mask: Image.Image | None = None
-    #: Name of a ControlNet, for inpainting under its control.
-    controlnet: str | None = None
 
     def sample(self) -> torch.Tensor:
         """As in the base class, from the first of `init_images`."""

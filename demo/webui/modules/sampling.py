@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from modules import extra_networks, images, sd_models, shared
+from modules import controlnet, extra_networks, images, ip_adapter, refiner, sd_models, shared
 from modules.scripts import PostSampleArgs
 from modules.shared import state
 
@@ -28,7 +28,12 @@ def txt2img(p: StableDiffusionProcessing) -> torch.Tensor:
 
 def _first_pass(p: StableDiffusionProcessing, output_type: str, last: bool) -> torch.Tensor:
     _before_sampling(p)
-    return _run(p, "txt2img", last, output_type=output_type, width=p.width, height=p.height)
+    given = {"width": p.width, "height": p.height}
+    if not p.refiner_checkpoint:
+        return _run(p, "txt2img", last, output_type=output_type, **given)
+    at = p.refiner_switch_at
+    latents = _run(p, "txt2img", last=False, output_type="latent", denoising_end=at, **given)
+    return _run(p, "refiner", last, output_type=output_type, image=latents, denoising_start=at)
 
 
 def img2img(p: StableDiffusionProcessingImg2Img) -> torch.Tensor:
@@ -39,9 +44,7 @@ def img2img(p: StableDiffusionProcessingImg2Img) -> torch.Tensor:
     if p.mask is None:
         return _run(p, "img2img", last=True, image=picture, **_strength(p))
     values: dict[str, Any] = {"mask_image": p.mask.convert("L").resize(size), "width": p.width, "height": p.height}
-    if p.controlnet:
-        values["control_image"] = picture
-    return _run(p, "inpaint", last=True, controlnet=p.controlnet, image=picture, **values, **_strength(p))
+    return _run(p, "inpaint", last=True, image=picture, **values, **_strength(p))
 
 
 def hires(p: Any) -> torch.Tensor:
@@ -62,7 +65,7 @@ def hires(p: Any) -> torch.Tensor:
     _before_sampling(p)
     # In A1111 hires decodes inside sampling, so that `post_sample` gets the decoded pictures.
     strength = _strength(p, p.hr_second_pass_steps)
-    decoded = _run(p, "img2img", last=True, post_sample=False, image=enlarged, **strength)
+    decoded = _run(p, "img2img", last=True, post_sample=False, size=(width, height), image=enlarged, **strength)
     return _post_sample(p, decoded)
 
 
@@ -90,11 +93,15 @@ def _run(
     kind: str,
     last: bool,
     post_sample: bool = True,
-    controlnet: str | None = None,
+    size: tuple[int, int] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Call the pipeline of `kind`; `last` says that this pass is the last one, whose samples go to `post_sample`."""
-    pipe = sd_models.pipeline_for(kind, controlnet)
+    """Call the pipeline of `kind`; `last` says that this pass is the last one, whose samples go to `post_sample`.
+
+    size: of this pass's pictures where that is not the request's.
+    """
+    kwargs.update(ip_adapter.apply(p.ip_adapter, p.ip_adapter_image))
+    pipe = _pipeline(p, kind, size or (p.width, p.height), kwargs)
     steps = kwargs.setdefault("num_inference_steps", p.steps)
     state.sampling_step, state.sampling_steps = 0, steps
 
@@ -118,3 +125,14 @@ def _run(
         callback_on_step_end_tensor_inputs=["latents"],
         **{"output_type": "pt", **kwargs},
     ).images
+
+
+def _pipeline(p: Any, kind: str, size: tuple[int, int], values: dict[str, Any]) -> Any:
+    """The pipeline of `kind`; where a ControlNet works in it, its picture is added to the values for the call."""
+    if kind == "refiner":
+        return refiner.pipeline(p.refiner_checkpoint or "")
+    if not p.controlnet:
+        return sd_models.pipeline_for(kind)
+    picture = p.control_image or p.init_images[0]
+    values["image" if kind == "txt2img" else "control_image"] = picture.convert("RGB").resize(size)
+    return sd_models.pipeline_for(kind, controlnet.get(p.controlnet))

@@ -56,12 +56,15 @@ def configure(data: Path, host_order: str) -> None:
 
 def _templates() -> dict[str, OptionInfo]:
     # Imported late: sd_models imports this module.
-    from modules import devices, sd_models
+    from modules import controlnet, devices, memory, previews, sd_models
 
     found = list(paths.subfolders("Stable-diffusion"))
     first = FIRST_CHECKPOINT if FIRST_CHECKPOINT in found else next(iter(found), "")
     reload, apply = sd_models.reload_model_weights, sd_models.apply_vae_options
     dtypes = {"choices": list(devices.DTYPES)}
+    of_controlnet = {"choices": [controlnet.AS_MODEL, *devices.DTYPES]}
+    storage, offload = {"choices": list(memory.STORAGE)}, {"choices": list(memory.OFFLOAD)}
+    kinds = {"choices": list(previews.KINDS)}
     return {
         "sd_model_checkpoint": OptionInfo(
             first, "Stable Diffusion checkpoint", gr.Dropdown, checkpoint_choices, reload, ("sd", "Stable Diffusion")
@@ -73,9 +76,27 @@ def _templates() -> dict[str, OptionInfo]:
                 "no_half_vae": OptionInfo(False, "Full precision VAE (--no-half-vae)", gr.Checkbox, None, reload),
                 "vae_tiling": OptionInfo(False, "VAE tiling", gr.Checkbox, None, apply),
                 "vae_slicing": OptionInfo(False, "VAE slicing", gr.Checkbox, None, apply),
+                "controlnet_dtype": OptionInfo(
+                    controlnet.AS_MODEL, "ControlNet precision type", gr.Radio, of_controlnet
+                ),
             },
         ),
-        "live_previews": OptionInfo(False, "Show live previews", gr.Checkbox, section=("ui", "Live previews")),
+        **options_section(
+            ("memory", "Memory"),
+            {
+                "unet_storage": OptionInfo(
+                    next(iter(memory.STORAGE)), "Storage of the UNet's weights", gr.Radio, storage, reload
+                ),
+                "offload_mode": OptionInfo(memory.OFFLOAD[0], "Offload", gr.Radio, offload, reload),
+            },
+        ),
+        **options_section(
+            ("ui", "Live previews"),
+            {
+                "live_previews": OptionInfo(False, "Show live previews", gr.Checkbox),
+                "show_progress_type": OptionInfo(previews.FULL, "Live preview method", gr.Radio, kinds),
+            },
+        ),
     }
 
 
