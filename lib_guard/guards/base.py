@@ -73,15 +73,18 @@ class BoundaryGuard:
         self._context = context
         self._on_boundaries = Attachments()
         self._on_arrivals = Attachments()
+        self._attached = False
 
     def attach(self) -> None:
         """See `Guard`."""
+        self._attached = True
         self._take_hold()
         for arrival in self._context.host.arrivals():
             self._on_arrivals.method(arrival.owner, arrival.name, partial(self._arriving, arrival))
 
     def detach(self) -> None:
         """See `Guard`."""
+        self._attached = False
         self._on_arrivals.detach()
         self._let_go()
 
@@ -90,6 +93,10 @@ class BoundaryGuard:
         raise NotImplementedError
 
     def _take_hold(self) -> None:
+        """Attach to what is there now. One arrival may call another, and a generation may end within one."""
+        self._let_go()
+        if not self._attached:
+            return
         for boundary in self._context.host.boundaries():
             self.attach_to(boundary, self._on_boundaries)
 

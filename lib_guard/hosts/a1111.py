@@ -15,7 +15,20 @@ Of version 1.10.1 (82a973c0) this relies on:
                                         Conv2d, Linear, GroupNorm and LayerNorm of the process, the VAE's too, because
                                         the layers' classes are patched (lora_patches.py:9)
   layer.network_layer_name              set on every layer a network can change, and on none of the VAE, networks.py:130
-TAESD and the approximate previews are models of their own (sd_samplers_common.py:50-53) and are left alone.
+  sd_model.cond_stage_model             the text encoder of SD1/2 and the three of SD3, called through __call__
+                                        (ddpm.py:667, sd3_model.py:54); where textual inversions are put in
+                                        (sd_hijack.py:353) is inside of it
+  sd_model.conditioner.embedders        SDXL's, called one by one (sgm encoders/modules.py:130); those of size and crop
+                                        hold no weights
+  sd_model.model.diffusion_model        the UNet or SD3's transformer, called through __call__ (ddpm.py:1331)
+  sd_models.reload_model_weights        exchanges the model, in mid-generation for a refiner
+                                        (sd_samplers_common.py:196) and for hires fix (processing.py:1360)
+  sampler.model_wrap_cfg.step, .steps   what is being sampled, sd_samplers_cfg_denoiser.py:47-53; `shared.state` tells
+                                        the step before (sd_samplers_common.py:262)
+  networks.loaded_networks              the LoRAs that are in use, with `network_on_disk.filename` (network.py:16)
+A ControlNet of sd-webui-controlnet is called inside of the UNet's forward, which it replaces on the instance, so that
+the UNet's boundary is around it. TAESD and the approximate previews are models of their own
+(sd_samplers_common.py:50-53) and are left alone.
 
 Of the extension Regional Prompter (be623452) this knows:
   scripts/latent.py:33 setuploras       sets `opts.lora_functional` and `torch.nn.Linear.forward` for a generation;
@@ -29,6 +42,7 @@ Of the extension Regional Prompter (be623452) this knows:
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,7 +55,8 @@ import torch
 
 from ..findings import Finding, Repair
 from ..tensors.dtypes import dtype_name, is_compute
-from .base import Boundary, Detour, Shield
+from ..tensors.layers import is_compiled
+from .base import DECODE, Arrival, Boundary, Detour, Shield
 from .diffusers import vae_boundaries
 from .seams import Seam
 from .webui import COMMON_SEAMS, WebUiHost
@@ -80,10 +95,25 @@ class A1111Host(WebUiHost):
             ("input",),
             ("precision",),
         ),
+        Seam(
+            "modules.sd_models",
+            "reload_model_weights",
+            "modules/sd_models.py:940",
+            "loads a model, also in the middle of a generation",
+            guards=("precision", "finite"),
+        ),
+        Seam(
+            "modules.sd_samplers_cfg_denoiser",
+            "CFGDenoiser",
+            "modules/sd_samplers_cfg_denoiser.py:34",
+            "counts the calls of the UNet as `step` and `steps`",
+            guards=("finite",),
+        ),
     )
 
     def __init__(self) -> None:
         self._clean: _Borrowed | None = None
+        self._request: weakref.ref[Any] | None = None
 
     @property
     def title(self) -> str:  # type: ignore[override] # read when it is said, behind the check of the seams
@@ -114,7 +144,28 @@ class A1111Host(WebUiHost):
         """See `Host`."""
         from modules import sd_models
 
-        return vae_boundaries(getattr(sd_models.model_data.sd_model, "first_stage_model", None))
+        model = sd_models.model_data.sd_model
+        called = [*_text_encoders(model), *_denoiser(model)]
+        vae = vae_boundaries(getattr(model, "first_stage_model", None))
+        return [*(one for one in called if not is_compiled(one.owner)), *vae]
+
+    def arrivals(self) -> Sequence[Arrival]:
+        """See `Host`."""
+        from modules import sd_models
+
+        return [Arrival(sd_models, "reload_model_weights")]
+
+    def step(self) -> tuple[int, int]:
+        """See `Host`. Samplers of the second order call the UNet twice a step."""
+        request = self._request() if self._request is not None else None
+        denoiser = getattr(getattr(request, "sampler", None), "model_wrap_cfg", None)
+        done, calls, steps = (int(getattr(denoiser, name, 0) or 0) for name in ("step", "total_steps", "steps"))
+        return (min(done * steps // calls + 1, steps), steps) if steps and calls else (0, 0)
+
+    def loras(self) -> Sequence[tuple[str, Path]]:
+        """See `Host`."""
+        loaded = getattr(sys.modules.get("networks"), "loaded_networks", ())
+        return [(str(one.name), Path(one.network_on_disk.filename)) for one in loaded]
 
     def shields(self) -> Sequence[Shield]:
         """See `Host`. None without the Lora extension, whose module this is."""
@@ -123,6 +174,7 @@ class A1111Host(WebUiHost):
 
     def remember(self, request: Any) -> None:
         """See `Host`. While Regional Prompter's patch is in place the state is its own, not the user's."""
+        self._request = weakref.ref(request)
         if _regional_prompter() is None:
             self._clean = _Borrowed.now()
 
@@ -140,7 +192,23 @@ class A1111Host(WebUiHost):
             return _explain_functional(finding, self.options())
         if finding.code in ("LG101", "LG102"):
             return _explain_declared(finding)
-        return finding
+        explained = _EXPLAINED.get(finding.code)
+        return explained(finding) if explained is not None and not finding.cause else finding
+
+
+def _text_encoders(model: Any) -> list[Boundary]:
+    """SDXL's `conditioner` is its `cond_stage_model` too (sd_hijack.py:230), and holds them one by one."""
+    held = getattr(getattr(model, "conditioner", None), "embedders", None)
+    found = held if isinstance(held, torch.nn.ModuleList) else [getattr(model, "cond_stage_model", None)]
+    encoders = [one for one in found if isinstance(one, torch.nn.Module) and next(one.parameters(), None) is not None]
+    return [Boundary(f"text_encoder_{n}" if n > 1 else "text_encoder", one) for n, one in enumerate(encoders, 1)]
+
+
+def _denoiser(model: Any) -> list[Boundary]:
+    found = getattr(getattr(model, "model", None), "diffusion_model", None)
+    if not isinstance(found, torch.nn.Module):
+        return []
+    return [Boundary("transformer" if hasattr(found, "joint_blocks") else "unet", found)]
 
 
 def _version() -> str:
@@ -301,6 +369,66 @@ def _explain_declared(finding: Finding) -> Finding:
         " one by one leaves it so.",
         permanent_fix="SD3: start without --no-half-vae. Else reload the checkpoint; be rid of what converts the VAE.",
     )
+
+
+_RELOAD = "Reload the checkpoint (Settings > Actions), and be rid of what converts the part."
+
+
+def _explain_mixed(finding: Finding) -> Finding:
+    """The host loads a checkpoint in one precision (sd_models.py:430), so a part was converted afterwards."""
+    return replace(
+        finding,
+        cause=f"The WebUI loads every part of a checkpoint in one precision{_started_with()}, so something converted"
+        " this one afterwards.",
+        permanent_fix=_RELOAD,
+    )
+
+
+def _explain_given(finding: Finding) -> Finding:
+    return replace(
+        finding,
+        cause=f"An extension or its model runs in another precision than the checkpoint{_started_with()}.",
+        permanent_fix="Switch off the extensions of this request one by one; with --no-half all are in float32.",
+    )
+
+
+def _explain_kernel(finding: Finding) -> Finding:
+    return replace(finding, permanent_fix="Start with --no-half (on a CPU with --precision full too), or update torch.")
+
+
+def _explain_overflow(finding: Finding) -> Finding:
+    """The host's own fallback is for decode, and converts the VAE for good (processing.py:636-665)."""
+    reverts = 'Settings > VAE > "Automatically revert VAE to 32-bit floats"'
+    own = f" {reverts} would do the same, and leave the VAE in float32." if finding.direction == DECODE else ""
+    return replace(
+        finding,
+        cause=f"The VAE computes in {finding.evidence.get('dtype')}, and grows past it{_started_with()}.{own}",
+        permanent_fix="Start with --no-half-vae, or use a VAE that works in half precision (an fp16-fix one).",
+    )
+
+
+def _explain_latent(finding: Finding) -> Finding:
+    if finding.evidence.get("loras"):
+        return finding
+    return replace(
+        finding,
+        permanent_fix='Settings > "Upcast cross attention layer to float32" on, or start with --no-half.',
+    )
+
+
+def _explain_broken_vae(finding: Finding) -> Finding:
+    return replace(finding, permanent_fix='Settings > VAE > "SD VAE": choose another one.')
+
+
+#: What is known of a finding in this host's names, unless an extension is known to have brought it.
+_EXPLAINED: dict[str, Callable[[Finding], Finding]] = {
+    "LG111": _explain_mixed,
+    "LG112": _explain_given,
+    "LG114": _explain_kernel,
+    "LG201": _explain_overflow,
+    "LG202": _explain_latent,
+    "LG203": _explain_broken_vae,
+}
 
 
 def _started_with() -> str:

@@ -228,7 +228,7 @@ class SdNextHost(WebUiHost):
             return finding
         return replace(
             finding,
-            cause=f"The VAE is quantized ({_QUANTIZATION}) and is upcast to float32 for decode, which does not reach its"
+            cause=f"The VAE is quantized ({_QUANTIZATION}) and upcast to float32 for decode, which does not reach the"
             " quantized layers: they go on unpacking to half.",
             permanent_fix=f'{_QUANTIZATION} without VAE, or {_UPCASTING} "false", or {_DEVICE_PRECISION} "BF16".',
         )
@@ -267,13 +267,13 @@ class SdNextHost(WebUiHost):
         if dtype != "float16":
             return replace(finding, permanent_fix=f'{_DEVICE_PRECISION} "FP32", or another VAE ({_VAE_MODEL}).')
         wider = f'{_DEVICE_PRECISION} "BF16" or "FP32", or an fp16-fix VAE ({_VAE_MODEL}).'
+        switched_off = self.options().get("diffusers_vae_upcast") == "false"
+        because = f'{_UPCASTING} is "false"' if switched_off else "its config says that it needs no upcasting"
         if finding.direction != DECODE:
             return replace(finding, permanent_fix=wider)
         return replace(
             finding,
-            cause=f'The VAE is decoded in float16: {_UPCASTING} is "false".'
-            if self.options().get("diffusers_vae_upcast") == "false"
-            else "The VAE is decoded in float16, since its config says that it needs no upcasting (force_upcast false).",
+            cause=f"The VAE is decoded in float16, since {because}.",
             permanent_fix=f'{_UPCASTING} "true"; or {wider}',
         )
 

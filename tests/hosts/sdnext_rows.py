@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from harness.keeper import Host
@@ -12,10 +14,17 @@ SD15 = "Diffusers/tiny-sd15"
 SDXL = "Diffusers/tiny-sdxl"
 SDXL_FIX = "Diffusers/tiny-sdxl-fp16fix"
 SD3 = "Diffusers/tiny-sd3"
+REFINER = "Diffusers/tiny-sdxl-refiner"
+CONTROLNET = "tiny-sd15-controlnet"
 
 _HIRES: dict[str, Any] = {**BASE, "enable_hr": True, "hr_scale": 1.5, "hr_force": True, "hr_denoising_strength": 0.5}
 HIRES_PIXEL: dict[str, Any] = {**_HIRES, "hr_resize_mode": 1, "hr_upscaler": "Resize Lanczos"}
 HIRES_LATENT: dict[str, Any] = {**_HIRES, "hr_resize_mode": 1, "hr_upscaler": "Latent Bilinear"}
+
+#: The refiner takes over half way (Settings > Model Loading > Refiner model names it).
+REFINED: dict[str, Any] = {**BASE, "steps": 4, "enable_hr": True, "refiner_steps": 2, "refiner_start": 0.5}
+#: What SD.Next calls "Base" is in the models' folder (models/sdnext.py).
+IP_ADAPTER: dict[str, Any] = {"ip_adapter": [{"adapter": "Base", "images": INIT["init_images"], "scale": 0.8}]}
 
 #: The detection model that the probe puts in the place of a YOLO network.
 DETECTOR = "lib-guard-detector"
@@ -50,8 +59,18 @@ def detecting(host: Host) -> Host:
     return host
 
 
-def control(host: Host) -> Answer:
-    """One picture from another by what the Control tab's button calls."""
+def control(host: Host, models: Sequence[str] = ()) -> Answer:
+    """One picture from another by what the Control tab's button calls, with a unit for each ControlNet."""
     names = {"width": "width_before", "height": "height_before", "init_images": "inputs"}
     body = {names.get(key, key): value for key, value in {**BASE, **INIT}.items()}
-    return Answer(200, host.probe("control", **body), "")
+    return Answer(200, host.probe("control", models=list(models), **body), "")
+
+
+@contextmanager
+def options(host: Host, values: dict[str, Any], after: dict[str, Any]) -> Iterator[None]:
+    """The host with these options, and afterwards with those."""
+    host.options(**values)
+    try:
+        yield
+    finally:
+        host.options(**after)

@@ -7,14 +7,30 @@ weights behind: each of the two passes of a row begins with weights fresh from t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from harness.keeper import Host, Keeper
 from harness.previews import previews
 from harness.proof import BASE, INIT, MASK, OFF, ON, POLICY_OFF, TABLE, Result, assert_silent, digest, fresh, same
-from sdnext_rows import DETAILER, HIRES_LATENT, HIRES_PIXEL, SD3, SD15, SDXL, SDXL_FIX, control, detecting, select
+from models.sdnext import HUB
+from sdnext_rows import (
+    CONTROLNET,
+    DETAILER,
+    HIRES_LATENT,
+    HIRES_PIXEL,
+    IP_ADAPTER,
+    REFINED,
+    REFINER,
+    SD3,
+    SD15,
+    SDXL,
+    SDXL_FIX,
+    control,
+    detecting,
+    options,
+    select,
+)
 
 Calls = list[tuple[str, dict[str, Any]]]
 
@@ -48,6 +64,19 @@ LORAS: dict[str, Calls] = {
 #: Id -> checkpoint; tiny-sdxl's VAE is converted to float32 by the host itself at decode, which is healthy.
 FAMILIES = {"sdxl": SDXL, "sdxl-fix": SDXL_FIX, "sd3": SD3}
 
+#: Id -> settings that store weights in another kind of dtype, and checkpoint. The first is SD.Next's own quantization;
+#: tiny layers are left out of it unless convolutions are in.
+QUANTIZED: dict[str, tuple[dict[str, Any], str]] = {
+    "int8": ({"sdnq_quantize_weights": ["Model", "TE", "VAE"], "sdnq_quantize_weights_mode": "int8"}, SD15),
+    "uint4": ({"sdnq_quantize_weights": ["Model", "TE", "VAE"], "sdnq_quantize_weights_mode": "uint4"}, SD15),
+    "float8": ({"sdnq_quantize_weights": ["Model"], "sdnq_quantize_weights_mode": "float8_e4m3fn"}, SD15),
+    "layerwise": ({"layerwise_quantization": ["Model", "TE"]}, SD15),
+    "layerwise-sd3": ({"layerwise_quantization": ["Model", "TE"]}, SD3),
+}
+#: Set from the start, since "Dequantize using torch.compile" is read then (sdnq/common.py:339).
+UNCOMPILED: dict[str, Any] = {"sdnq_dequantize_compile": False, "sdnq_quantize_conv_layers": True}
+UNQUANTIZED: dict[str, Any] = {"sdnq_quantize_weights": [], "layerwise_quantization": []}
+
 # The host in FP32.
 
 
@@ -60,18 +89,31 @@ def test_row(sdnext: Keeper, row: str) -> None:
 @pytest.mark.parametrize("row_id", ["Z01-S-control"])
 def test_control_tab(sdnext: Keeper, row_id: str) -> None:
     """The Control tab runs no Script; LibGuard takes the defaults from Settings."""
+    assert_control_silent(select(sdnext(), SD15), row_id, "Control tab", ())
+
+
+@pytest.mark.parametrize("models", [(CONTROLNET,), (CONTROLNET, CONTROLNET)], ids=["Z14-S", "Z14-S-two"])
+def test_controlnet(sdnext: Keeper, request: pytest.FixtureRequest, models: tuple[str, ...]) -> None:
     host = select(sdnext(), SD15)
-    result = TABLE.add(host, Result(row_id, "Control tab"))
     host.options(lib_guard_enabled=False)
-    result.without = result.reference = digest(control(host).pictures)
+    plain = digest(control(host).pictures)
+    title = "ControlNet in the Control tab" + (", two units" if len(models) > 1 else "")
+    assert assert_control_silent(host, request.node.callspec.id, title, models).with_ != plain, "it did nothing"
+
+
+def assert_control_silent(host: Host, row_id: str, title: str, models: tuple[str, ...]) -> Result:
+    result = TABLE.add(host, Result(row_id, title))
+    host.options(lib_guard_enabled=False)
+    result.without = result.reference = digest(control(host, models).pictures)
     host.options(lib_guard_enabled=True)
     mark, number = host.mark(), len(host.probe.ledger())
-    result.with_ = digest(control(host).pictures)
+    result.with_ = digest(control(host, models).pictures)
     generations = host.probe.ledger()[number:]
     assert result.with_ == result.without != "none"
     assert [(one["tab"], one["outcome"], one["entries"]) for one in generations] == [("control", "finished", [])]
     assert host.said(mark) == [] and host.probe.marks() == []
     result.passed = True
+    return result
 
 
 @pytest.mark.parametrize("row", LORAS)
@@ -87,6 +129,17 @@ def test_textual_inversion(sdnext: Keeper, row: str) -> None:
     host = select(sdnext(), SD15)
     assert_silent(host, row, [("txt2img", prompt("a red cat, tiny-style"))], prepare=lambda: fresh(host))
     assert "tiny-style" in host.get("/sdapi/v1/embeddings").json["loaded"]
+
+
+@pytest.mark.parametrize("row", ["Z09-S"])
+def test_refiner(sdnext: Keeper, row: str) -> None:
+    """It is loaded in the middle of the first generation that asks for it (modeldata.py:202)."""
+    host = select(sdnext(), SDXL)
+    calls: Calls = [("txt2img", REFINED), ("txt2img", BASE), ("txt2img", REFINED)]
+    unrefined = digest([picture for _, body in calls for picture in host.generate("txt2img", body, OFF).pictures])
+    with options(host, {"sd_model_refiner": REFINER}, {"sd_model_refiner": "None"}):
+        result = assert_silent(host, row, calls, prepare=lambda: fresh(host))
+    assert result.with_ != unrefined, "the refiner did nothing"
 
 
 @pytest.mark.parametrize("row", ["Z10-S"])
@@ -181,6 +234,25 @@ def test_policy_off(sdnext: Keeper, row: str) -> None:
     result.passed = True
 
 
+@pytest.mark.parametrize("how", [pytest.param(how, id=f"Z18-S-{how}") for how in QUANTIZED])
+def test_quantized(sdnext: Keeper, how: str) -> None:
+    values, checkpoint = QUANTIZED[how]
+    host = select(sdnext(**UNCOMPILED), checkpoint)
+    plain = digest(host.generate("txt2img", BASE, OFF).pictures)
+    with options(host, values, UNQUANTIZED):
+        result = assert_silent(host, f"Z18-S-{how}", ROWS["Z01-S"] + ROWS["Z03-S"], prepare=lambda: fresh(host))
+        assert set().union(*host.probe.dtypes().values()) & {"int8", "uint8", "float8_e4m3fn"}, "nothing is quantized"
+    assert result.with_ != plain
+
+
+@pytest.mark.parametrize("row", ["Z18-S-compiled"])
+def test_quantized_and_compiled(sdnext: Keeper, row: str) -> None:
+    """Layers whose unpacking is compiled: a mode that is active while they are called would have it compiled anew."""
+    values: dict[str, Any] = {**QUANTIZED["int8"][0], "sdnq_quantize_conv_layers": True}
+    host = select(sdnext(cuda_dtype="BF16", sdnq_dequantize_compile=True, **values), SD15)
+    assert_silent(host, row, ROWS["Z01-S"] + ROWS["Z03-S"], prepare=lambda: fresh(host))
+
+
 # The hosts in half.
 
 
@@ -199,11 +271,24 @@ def test_row_on_other_families(sdnext: Keeper, row: str, family: str) -> None:
     assert_silent(host, f"{row}-fp16-{family}", ROWS[row], prepare=lambda: fresh(host))
 
 
-@contextmanager
-def options(host: Host, values: dict[str, Any], after: dict[str, Any]) -> Iterator[None]:
-    """The host with these options, and afterwards with those."""
-    host.options(**values)
-    try:
-        yield
-    finally:
-        host.options(**after)
+@pytest.fixture
+def adapters(sdnext: Keeper) -> Iterator[Keeper]:
+    """SD.Next that finds IP-Adapters as if it had fetched them: diffusers looks for them where the Hub's client did
+    when it was imported, which is before SD.Next tells it another place (models_hf.py:19)."""
+    sdnext.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_CACHE", str(HUB))
+        yield sdnext
+    sdnext.close()
+
+
+@pytest.mark.parametrize("dtype", ["FP32", "FP16"], ids=["Z15-S", "Z15-S-fp16"])
+def test_ip_adapter(adapters: Keeper, request: pytest.FixtureRequest, dtype: str) -> None:
+    """Its image encoder comes in the middle of the first generation that asks for it, and so does the projection."""
+    host = select(adapters(cuda_dtype=dtype), SD15)
+    plain: Calls = [("txt2img", BASE), ("img2img", {**BASE, **INIT}), ("txt2img", HIRES_PIXEL)]
+    unadapted = digest([picture for path, body in plain for picture in host.generate(path, body, OFF).pictures])
+    calls: Calls = [(endpoint, {**body, **IP_ADAPTER}) for endpoint, body in plain]
+    result = assert_silent(host, request.node.callspec.id, calls, prepare=lambda: fresh(host))
+    assert result.with_ != unadapted, "the adapter did nothing"
+    assert_silent(host, f"{request.node.callspec.id}-and-without", [*calls, *plain], prepare=lambda: fresh(host))

@@ -311,3 +311,17 @@ def test_a_component_exchanged_in_mid_generation_is_let_go_and_the_new_one_guard
         assert marked(other) and not marked(unet)
         assert denoise(other, HALF, FLOAT).dtype is HALF
     assert guarded.codes == ["LG112"] and holder.exchange is exchange and marked(other) == []
+
+
+def test_one_arrival_inside_another_attaches_once_and_none_after_the_end(unet):
+    holder = SimpleNamespace(unet=unet.half(), inner=lambda: None, ends=[])
+    holder.outer = lambda: (holder.inner(), *(end() for end in holder.ends))
+    arrivals = (Arrival(holder, "inner"), Arrival(holder, "outer"))
+    host = OneModel(lambda: [Boundary("unet", holder.unet)], all_arrivals=arrivals)
+    with Guarded(host) as guarded:
+        before = len(marked(unet))
+        holder.outer()
+        assert len(marked(unet)) == before
+        holder.ends = [guard.detach for guard in guarded._guards]
+        holder.outer()
+        assert marked(unet) == []

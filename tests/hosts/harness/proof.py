@@ -22,7 +22,7 @@ TITLE = "LibGuard"
 OFF: dict[str, Any] = {TITLE: {"args": [False]}}
 ON: dict[str, Any] = {TITLE: {"args": [True, "fix", "auto", "fix"]}}
 #: Enabled, every guard's policy off: nothing may be attached.
-POLICY_OFF: dict[str, Any] = {TITLE: {"args": [True, "off", "auto"]}}
+POLICY_OFF: dict[str, Any] = {TITLE: {"args": [True, "off", "auto", "off"]}}
 
 SIZE = 64
 

@@ -23,7 +23,10 @@ _MAKE_SECONDS = 300
 
 def write_models(folder: Path, host: Path, python: Path) -> None:
     """Fill a data folder's `models`. host: the WebUI's folder. python: its interpreter."""
-    shutil.copytree(_built(host, python) / "models", folder)
+    built = _built(host, python)
+    shutil.copytree(built / "models", folder)
+    # Beside `models`, where the host looks for them (--embeddings-dir).
+    shutil.copytree(built / "embeddings", folder.parent / "embeddings")
 
 
 def _built(host: Path, python: Path) -> Path:

@@ -107,6 +107,13 @@ def lora(unet, text, seed, with_text):
     return found
 
 
+def write_embedding(folder):
+    """A textual inversion of two vectors."""
+    folder.mkdir()
+    vectors = 0.2 * torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(15))
+    save_file({"emb_params": vectors}, folder / "tinystyle.safetensors")
+
+
 def write_taesd(folder):
     """A TAESD of random weights, so that the host looks for none online."""
     from modules import sd_vae_taesd
@@ -133,6 +140,11 @@ def main():
         about = {"ss_base_model_version": "sd_v1", "ss_network_module": "networks.lora", "ss_output_name": name}
         tensors = lora(unet, text, seed, with_text)
         save_file(tensors, models / "Lora" / f"{name}.safetensors", metadata={**about, "ss_network_dim": str(RANK)})
+    about = {"ss_base_model_version": "sd_v1", "ss_network_module": "networks.lora", "ss_output_name": "inflora"}
+    tensors = lora(unet, text, 14, with_text=False)
+    next(iter(tensors.values()))[0, 0] = float("inf")
+    save_file(tensors, models / "Lora" / "inflora.safetensors", metadata={**about, "ss_network_dim": str(RANK)})
+    write_embedding(models.parent / "embeddings")
     write_taesd(models / "VAE-taesd")
     print(json.dumps(sorted(str(path.relative_to(OUT)) for path in OUT.rglob("*"))))
 

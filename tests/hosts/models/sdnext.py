@@ -1,7 +1,8 @@
 """The embedded host's diffusers folders as SD.Next needs them.
 
 They serve as they are but for SDXL: SD.Next takes pooled embeddings only from a second text encoder that is wider than
-768 (prompt_parser_diffusers.py:702), so that one, and the UNet that reads it, are written anew.
+768 (prompt_parser_diffusers.py:702), so that one, and the UNet that reads it, are written anew. The IP-Adapter is laid
+out as the Hub's cache is, because SD.Next fetches adapters and image encoder from there (ipadapter.py:29, :198).
 """
 
 from __future__ import annotations
@@ -15,10 +16,21 @@ from demo.models import VERSION, build
 from demo.models.sizes import SIZES
 
 #: Where SD.Next looks (Settings > Paths), by the embedded host's folder.
-_PLACES = {"Stable-diffusion": "Diffusers", "Lora": "Lora", "embeddings": "embeddings"}
+_PLACES = {
+    "Stable-diffusion": "Diffusers",
+    "Lora": "Lora",
+    "embeddings": "embeddings",
+    "ControlNet/tiny-sd15-controlnet": "control/controlnet/tiny-sd15-controlnet",
+}
 _KEPT = DEFAULT_DATA / "models-sdnext"
+#: What would be `HF_HUB_CACHE`: it holds the IP-Adapter.
+HUB = _KEPT / "huggingface"
+#: The repository of IP-Adapters there, and the name of its one revision.
+_ADAPTERS, _REVISION = HUB / "models--h94--IP-Adapter", "0" * 40
+#: What SD.Next calls "Base" (ipadapter.py:40).
+_BASE_ADAPTER = "ip-adapter_sd15.safetensors"
 #: Raised when what is written here changes.
-_OWN_VERSION = f"{VERSION}.2"
+_OWN_VERSION = f"{VERSION}.3"
 
 _WIDTH = 800
 
@@ -37,12 +49,23 @@ def _build() -> None:
     built = build(DEFAULT_DATA / "models")
     for source, place in _PLACES.items():
         shutil.copytree(built / source, _KEPT / place)
-    for name in ("tiny-sdxl", "tiny-sdxl-fp16fix"):
-        _widen(_KEPT / "Diffusers" / name)
+    for seed, name in enumerate(("tiny-sdxl", "tiny-sdxl-fp16fix", "tiny-sdxl-refiner")):
+        # The first two are one model; a refiner is another one.
+        _widen(_KEPT / "Diffusers" / name, 61 + 10 * (seed // 2))
+    _cache_adapter(built / "IP-Adapter" / "models", _ADAPTERS)
     _write_taesd(_KEPT / "TAESD" / "taesd_13_decoder_sd.pth")
 
 
-def _widen(checkpoint: Path) -> None:
+def _cache_adapter(source: Path, cache: Path) -> None:
+    """Lay an adapter and its image encoder out as if they had been fetched."""
+    place = cache / "snapshots" / _REVISION / "models"
+    shutil.copytree(source / "image_encoder", place / "image_encoder")
+    shutil.copyfile(source / "tiny-ip-adapter_sd15.safetensors", place / _BASE_ADAPTER)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(_REVISION, encoding="utf-8")
+
+
+def _widen(checkpoint: Path, first_seed: int) -> None:
     """Write a wide second text encoder and the UNet for it in the place of the narrow ones."""
     import torch
     from diffusers import UNet2DConditionModel
@@ -57,7 +80,7 @@ def _widen(checkpoint: Path) -> None:
         "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**{**text, **shape})),
         "unet": UNet2DConditionModel.from_config({**unet, "cross_attention_dim": SIZES.clip_width + _WIDTH}),
     }
-    for seed, (name, module) in enumerate(made.items(), 61):
+    for seed, (name, module) in enumerate(made.items(), first_seed):
         randomize(module, seed)
         shutil.rmtree(checkpoint / name)
         module.to(torch.float16).eval().save_pretrained(str(checkpoint / name))

@@ -7,16 +7,19 @@ answers only callers on the loopback that send the token along, and lives on the
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import inspect
 import io
 import ipaddress
+import math
 import os
 import secrets
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -119,7 +122,17 @@ def _float_decoder(model: Any) -> None:
     model.decoder.float()
 
 
+def _overflow(model: Any) -> None:
+    """Weights that half precision can hold, and activations that it cannot: each block adds to what came before, and
+    normalizes only what it adds. In float32 the VAE still gives a picture, since the last layers normalize too."""
+    for part in (model.encoder, model.decoder):
+        weight = part.conv_in.weight
+        # By a power of two, which is exact: a float32 copy of these weights holds the same numbers.
+        weight.mul_(2.0 ** (15 - math.frexp(float(weight.abs().max()))[1]))
+
+
 DAMAGES: dict[str, Callable[[Any], None]] = {
+    "overflow": _overflow,
     "half_decoder": _half_decoder,
     "half_encoder": _half_encoder,
     "half_data": _half_data,
@@ -134,10 +147,24 @@ DAMAGES: dict[str, Callable[[Any], None]] = {
 def damage(how: str) -> dict[str, Any]:
     """Do one of `DAMAGES` to the VAE."""
     model = vae()
-    # Weights that were made in inference mode can only be converted in it.
+    with _changing(model):
+        DAMAGES[how](model)
+    return dtypes()
+
+
+@contextmanager
+def _changing(model: torch.nn.Module) -> Iterator[None]:
+    """Weights that were made in inference mode can only be changed in it."""
     inference = any(parameter.is_inference() for parameter in model.parameters())
     with torch.inference_mode(inference), torch.no_grad():
-        DAMAGES[how](model)
+        yield
+
+
+def convert(component: str, path: str, dtype: str) -> dict[str, Any]:
+    """Convert one module of a component, as an extension would that casts a part by itself."""
+    model = components()[component]
+    with _changing(model):
+        model.get_submodule(path).to(getattr(torch, dtype))
     return dtypes()
 
 
@@ -185,6 +212,29 @@ def align(on: bool) -> dict[str, Any]:
         if on:
             setattr(model, name, wrap(model, getattr(model, name)))
     return {}
+
+
+def float_copy(on: bool) -> dict[str, Any]:
+    """Have a float32 copy of the VAE encode and decode, and hand latents back in the caller's dtype; or no longer."""
+    model = vae()
+    for name in ("encode", "decode"):
+        model.__dict__.pop(name, None)
+    if on:
+        wide = copy.deepcopy(model).float()
+        model.encode, model.decode = _drawing_narrowly(wide.encode), _aligned_decode(wide, wide.decode)
+    return {}
+
+
+def _drawing_narrowly(encode: Callable[..., Any]) -> Callable[..., Any]:
+    """The distribution stays of the class that its caller looks for (ldm/models/diffusion/ddpm.py:655)."""
+
+    def call(x: torch.Tensor) -> Any:
+        result = encode(x.float())
+        draw = result.sample
+        result.sample = lambda: draw().to(x.dtype)
+        return result
+
+    return call
 
 
 # AUTOMATIC1111: the functional LoRA path, and what is remembered between requests.
@@ -463,10 +513,24 @@ def detector(name: str) -> dict[str, Any]:
     return {}
 
 
-def control(**arguments: Any) -> dict[str, Any]:
+#: The Control tab's units by their number and ControlNet, which they keep between requests as the tab's do.
+_units: dict[tuple[int, str], Any] = {}
+
+
+def _unit(number: int, model: str) -> Any:
+    from modules.control.unit import Unit
+
+    if (number, model) not in _units:
+        unit = Unit(index=number, enabled=True, strength=1.0, unit_type="controlnet")
+        unit.model_name = model
+        _units[number, model] = unit
+    return _units[number, model]
+
+
+def control(models: Sequence[str] = (), **arguments: Any) -> dict[str, Any]:
     """What SD.Next's Control tab calls; the HTTP route to it fails in 058a7f0c (it passes an argument `xyz`).
 
-    `inputs` are pictures as base64, and so are the pictures that come back.
+    models: the ControlNets of its units, one each. `inputs` are pictures as base64, and so are the ones that come back.
     """
     from modules.call_queue import queue_lock
     from modules.control import run
@@ -476,7 +540,9 @@ def control(**arguments: Any) -> dict[str, Any]:
     with queue_lock:
         # What the button's wrapper does; it also forgets that the request before was interrupted.
         job = shared.state.begin("Control")
-        for item in run.control_run(units=[], inputs=inputs or None, is_generator=True, **arguments):
+        units = [_unit(number, model) for number, model in enumerate(models)]
+        kind = "controlnet" if units else None
+        for item in run.control_run(units=units, unit_type=kind, inputs=inputs or None, is_generator=True, **arguments):
             if isinstance(item, tuple) and item and isinstance(item[0], list):
                 found += item[0]
         shared.state.end(job)
@@ -492,9 +558,9 @@ def _png(picture: Any) -> str:
 OPERATIONS: dict[str, Callable[..., Any]] = {
     call.__name__: call
     for call in (
-        *(damage, align, weights, dtypes, marks, ledger, watch_hooks, at_step, reload_ui, detector, control),
+        *(damage, convert, align, weights, dtypes, marks, ledger, watch_hooks, at_step, reload_ui, detector, control),
         *(no_networks_in_vae, forget_conditioning, borrowed, script_order),
-        *(upcast_vae, own_methods, install_extension),
+        *(upcast_vae, float_copy, own_methods, install_extension),
         *(load, restore, seed, declare, agree, manual_cast, declared, tiled_always),
     )
 }
