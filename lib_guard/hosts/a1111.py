@@ -23,9 +23,6 @@ Of version 1.10.1 (82a973c0) this relies on:
   sd_model.model.diffusion_model        the UNet or SD3's transformer, called through __call__ (ddpm.py:1331)
   sd_models.reload_model_weights        exchanges the model, in mid-generation for a refiner
                                         (sd_samplers_common.py:196) and for hires fix (processing.py:1360)
-  sampler.model_wrap_cfg.step, .steps   what is being sampled, sd_samplers_cfg_denoiser.py:47-53; `shared.state` tells
-                                        the step before (sd_samplers_common.py:262)
-  networks.loaded_networks              the LoRAs that are in use, with `network_on_disk.filename` (network.py:16)
 A ControlNet of sd-webui-controlnet is called inside of the UNet's forward, which it replaces on the instance, so that
 the UNet's boundary is around it. TAESD and the approximate previews are models of their own
 (sd_samplers_common.py:50-53) and are left alone.
@@ -42,7 +39,6 @@ Of the extension Regional Prompter (be623452) this knows:
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -58,8 +54,9 @@ from ..tensors.dtypes import dtype_name, is_compute
 from ..tensors.layers import is_compiled
 from .base import DECODE, Arrival, Boundary, Detour, Shield
 from .diffusers import vae_boundaries
+from .ldm import LdmHost
 from .seams import Seam
-from .webui import COMMON_SEAMS, WebUiHost
+from .webui import COMMON_SEAMS
 
 #: The setting that turns the functional path on, as the Settings page calls it (Lora/scripts/lora_script.py:56).
 _OLD_METHOD = 'Settings > Compatibility > "Lora/Networks: use old method ..." (lora_functional)'
@@ -71,7 +68,7 @@ _BORROWED_OPTIONS: dict[str, bool] = {"lora_functional": True, "batch_cond_uncon
 _UNSET = object()
 
 
-class A1111Host(WebUiHost):
+class A1111Host(LdmHost):
     """See the module's docstring."""
 
     name = "AUTOMATIC1111"
@@ -112,8 +109,8 @@ class A1111Host(WebUiHost):
     )
 
     def __init__(self) -> None:
+        super().__init__()
         self._clean: _Borrowed | None = None
-        self._request: weakref.ref[Any] | None = None
 
     @property
     def title(self) -> str:  # type: ignore[override] # read when it is said, behind the check of the seams
@@ -155,18 +152,6 @@ class A1111Host(WebUiHost):
 
         return [Arrival(sd_models, "reload_model_weights")]
 
-    def step(self) -> tuple[int, int]:
-        """See `Host`. Samplers of the second order call the UNet twice a step."""
-        request = self._request() if self._request is not None else None
-        denoiser = getattr(getattr(request, "sampler", None), "model_wrap_cfg", None)
-        done, calls, steps = (int(getattr(denoiser, name, 0) or 0) for name in ("step", "total_steps", "steps"))
-        return (min(done * steps // calls + 1, steps), steps) if steps and calls else (0, 0)
-
-    def loras(self) -> Sequence[tuple[str, Path]]:
-        """See `Host`."""
-        loaded = getattr(sys.modules.get("networks"), "loaded_networks", ())
-        return [(str(one.name), Path(one.network_on_disk.filename)) for one in loaded]
-
     def shields(self) -> Sequence[Shield]:
         """See `Host`. None without the Lora extension, whose module this is."""
         networks = sys.modules.get("networks")
@@ -174,7 +159,7 @@ class A1111Host(WebUiHost):
 
     def remember(self, request: Any) -> None:
         """See `Host`. While Regional Prompter's patch is in place the state is its own, not the user's."""
-        self._request = weakref.ref(request)
+        super().remember(request)
         if _regional_prompter() is None:
             self._clean = _Borrowed.now()
 

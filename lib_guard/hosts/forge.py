@@ -15,6 +15,13 @@ Of Forge (dfdcbab6, 2.0.1v1.10.1) this relies on:
   first_stage_model.decode, .encode     plain methods, nn/vae.py:304, :292; `encode` returns latents that are drawn
   .encoder, .quant_conv, .post_quant_conv, .decoder
                                         called through __call__, nn/vae.py:293-310; the quant convolutions may be None
+  forge_objects_original.clip           the text encoders' wrapper, patcher/clip.py:10: `.cond_stage_model` holds
+                                        clip_l, clip_g, t5xxl, of each `.transformer` is called through
+                                        __call__ (classic_engine.py:133, t5_engine.py:62)
+  forge_objects_original.unet           the UNet's wrapper: `.model.diffusion_model` is called through __call__
+                                        (modules/k_model.py:45), whatever patches are on it
+  sd_models.forge_model_reload          exchanges the model, in mid-generation for a refiner
+                                        (sd_samplers_common.py:200) and for hires fix (processing.py:1419)
   layer.parameters_manual_cast          a layer that fits its weights to what it is given (operations.py:143, 153):
                                         unequal dtypes are healthy there, and nothing raises
   VAE.__init__                          brings parameters and `.vae_dtype` to one dtype (patcher/vae.py:79-82), whatever
@@ -31,18 +38,22 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..findings import Finding
-from .base import DECODE, ENCODE, Boundary, Entry
+from ..tensors.layers import is_compiled
+from .base import DECODE, ENCODE, Arrival, Boundary, Entry
 from .checkout import commit_of
 from .diffusers import vae_boundaries
+from .ldm import LdmHost
 from .seams import Seam
-from .webui import COMMON_SEAMS, WebUiHost
+from .webui import COMMON_SEAMS
 
 #: The methods that cast what they hand to the VAE, the innermost first.
 _ENTRIES = {DECODE: ("decode_inner", "decode"), ENCODE: ("encode_inner", "encode")}
@@ -51,7 +62,7 @@ _DECLARED = "vae_dtype"
 _RELOAD = "Choose the checkpoint anew, and be rid of the extension that converts the VAE."
 
 
-class ForgeHost(WebUiHost):
+class ForgeHost(LdmHost):
     """See the module's docstring."""
 
     name = "Forge"
@@ -65,6 +76,20 @@ class ForgeHost(WebUiHost):
             "StableDiffusionProcessing.close",
             "modules/processing.py:384",
             "called at the end of every request, also of a failed one",
+        ),
+        Seam(
+            "modules.sd_models",
+            "forge_model_reload",
+            "modules/sd_models.py:473",
+            "loads a model, also in the middle of a generation",
+            guards=("precision", "finite"),
+        ),
+        Seam(
+            "modules.sd_samplers_cfg_denoiser",
+            "CFGDenoiser",
+            "modules/sd_samplers_cfg_denoiser.py:30",
+            "counts the calls of the UNet as `step` and `steps`",
+            guards=("finite",),
         ),
     )
 
@@ -92,9 +117,16 @@ class ForgeHost(WebUiHost):
 
     def boundaries(self) -> Sequence[Boundary]:
         """See `Host`. `forge_objects` is only looked at where nothing says what was loaded."""
-        vae = _loaded_vae()
+        vae = _loaded("vae")
         found = vae_boundaries(getattr(vae, "first_stage_model", None))
-        return [replace(boundary, entry=_entry(vae, boundary.direction)) for boundary in found]
+        called = [one for one in (*_text_encoders(), *_denoiser()) if not is_compiled(one.owner)]
+        return [*called, *(replace(boundary, entry=_entry(vae, boundary.direction)) for boundary in found)]
+
+    def arrivals(self) -> Sequence[Arrival]:
+        """See `Host`."""
+        from modules import sd_models
+
+        return [Arrival(sd_models, "forge_model_reload")]
 
     def explain(self, finding: Finding) -> Finding:
         """See `Host`."""
@@ -107,7 +139,8 @@ class ForgeHost(WebUiHost):
                 " was converted afterwards, by an extension.",
                 permanent_fix=_RELOAD,
             )
-        return finding
+        explained = _EXPLAINED.get(finding.code)
+        return explained(finding) if explained is not None and not finding.cause else finding
 
 
 def _title() -> str:
@@ -127,13 +160,28 @@ def name_of(version: str) -> str:
     return f"{'reForge' if version.startswith('1.') else 'Forge'} {version}"
 
 
-def _loaded_vae() -> Any:
-    """The wrapper of the loaded VAE; None when no model is loaded."""
+def _loaded(part: str) -> Any:
+    """The wrapper of a part of the loaded model, `vae`, `clip` or `unet`; None when no model is loaded."""
     from modules import sd_models
 
     model = sd_models.model_data.sd_model
     objects = getattr(model, "forge_objects_original", None) or getattr(model, "forge_objects", None)
-    return getattr(objects, "vae", None)
+    return getattr(objects, part, None)
+
+
+def _text_encoders() -> list[Boundary]:
+    held = getattr(_loaded("clip"), "cond_stage_model", None)
+    called = [getattr(one, "transformer", None) for one in held.children()] if isinstance(held, torch.nn.Module) else []
+    encoders = [one for one in called if isinstance(one, torch.nn.Module)]
+    return [Boundary(f"text_encoder_{n}" if n > 1 else "text_encoder", one) for n, one in enumerate(encoders, 1)]
+
+
+def _denoiser() -> list[Boundary]:
+    """A UNet, as its own words have it, where it has input and output blocks; else a transformer."""
+    found = getattr(getattr(_loaded("unet"), "model", None), "diffusion_model", None)
+    if not isinstance(found, torch.nn.Module):
+        return []
+    return [Boundary("unet" if hasattr(found, "input_blocks") else "transformer", found)]
 
 
 def _entry(vae: Any, direction: str) -> Entry | None:
@@ -144,7 +192,7 @@ def _entry(vae: Any, direction: str) -> Entry | None:
 
 def _explain_declared(finding: Finding) -> Finding:
     """Forge casts what it hands to the VAE to `vae_dtype`; the two differ where one of them was changed later."""
-    declared = str(getattr(_loaded_vae(), _DECLARED, "")).removeprefix("torch.")
+    declared = str(getattr(_loaded("vae"), _DECLARED, "")).removeprefix("torch.")
     component = finding.evidence.get("component")
     if declared in ("", component):
         return finding
@@ -154,6 +202,59 @@ def _explain_declared(finding: Finding) -> Finding:
         f" {component}: it loads both alike, so an extension changed one of them{_started_with()}.",
         permanent_fix=f"{_RELOAD} --vae-in-fp16, --vae-in-bf16 and --vae-in-fp32 choose the VAE's precision.",
     )
+
+
+def _explain_mixed(finding: Finding) -> Finding:
+    flags = "--clip-in-*" if finding.component.startswith("text") else "--unet-in-*"
+    return replace(
+        finding,
+        cause="Forge brings a whole component to one dtype when it loads it (backend/loader.py), so a part of it was"
+        " converted afterwards, by an extension.",
+        permanent_fix=f"{_RELOAD.replace('VAE', 'component')} {flags} choose its precision.",
+    )
+
+
+def _explain_given(finding: Finding) -> Finding:
+    return replace(
+        finding,
+        cause="Forge's layers fit themselves to what they are given, so an extension brought a layer, an attention or"
+        " a model of its own that does not.",
+        permanent_fix="Switch off the extensions of this request one by one; with --all-in-fp32 all are in float32.",
+    )
+
+
+def _explain_kernel(finding: Finding) -> Finding:
+    return replace(finding, permanent_fix="Start with --all-in-fp32, or update torch.")
+
+
+def _explain_overflow(finding: Finding) -> Finding:
+    return replace(
+        finding,
+        cause=f"The VAE computes in {finding.evidence.get('dtype')}, and grows past it{_started_with()}.",
+        permanent_fix="Start with --vae-in-bf16 or --vae-in-fp32, or use a VAE that works in half precision.",
+    )
+
+
+def _explain_latent(finding: Finding) -> Finding:
+    if finding.evidence.get("loras"):
+        return finding
+    return replace(finding, permanent_fix="Start with --unet-in-bf16 or --all-in-fp32, or lower the LoRAs' strengths.")
+
+
+def _explain_broken_vae(finding: Finding) -> Finding:
+    return replace(finding, permanent_fix='"VAE / Text Encoder" at the top of the page: choose another VAE.')
+
+
+#: What is known of a finding in this host's names, unless an extension is known to have brought it.
+_EXPLAINED: dict[str, Callable[[Finding], Finding]] = {
+    "LG111": _explain_mixed,
+    "LG112": _explain_given,
+    "LG113": _explain_given,
+    "LG114": _explain_kernel,
+    "LG201": _explain_overflow,
+    "LG202": _explain_latent,
+    "LG203": _explain_broken_vae,
+}
 
 
 def _started_with() -> str:

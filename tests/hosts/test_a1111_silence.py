@@ -39,6 +39,42 @@ def test_row(a1111: Keeper, flags: str, row_id: str) -> None:
 
 
 @pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("row_id", ["Z08-A"])
+def test_textual_inversion(a1111: Keeper, flags: str, row_id: str) -> None:
+    host = start(a1111, flags)
+    assert "tinystyle" in host.get("/sdapi/v1/embeddings").json["loaded"]
+    body = {**BASE, "prompt": "a red cat, tinystyle"}
+    assert_silent(host, f"{row_id}-{flags}", [("txt2img", body), ("txt2img", {**body, **PIXEL_HIRES})])
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("row_id", ["Z09-A"])
+def test_refiner(a1111: Keeper, flags: str, row_id: str) -> None:
+    """Another checkpoint takes over in the middle of sampling, and its VAE decodes."""
+    host = start(a1111, flags)
+    plain = {**BASE, "steps": 4}
+    refined = {**plain, "refiner_checkpoint": "othersd1.safetensors", "refiner_switch_at": 0.5}
+    alone = host.generate("txt2img", plain, OFF).pictures
+    assert_silent(host, f"{row_id}-{flags}", [("txt2img", refined), ("txt2img", plain)], lambda: forget(host))
+    assert not same(host.generate("txt2img", refined, ON).pictures, alone), "the refiner was not used"
+
+
+@pytest.mark.parametrize("row_id", ["Z18-A"])
+def test_float8_storage(a1111: Keeper, row_id: str) -> None:
+    """Weights are kept in float8 and computed in what the layer is given (devices.py, manual_cast)."""
+    host = start(a1111, "full", fp8_storage="Enable")
+    assert any("float8" in dtype for dtype in host.probe.dtypes()["model"]), "nothing is stored in float8"
+    assert_silent(host, row_id, [("txt2img", BASE), ("img2img", {**BASE, **INIT})], lambda: forget(host))
+
+
+@pytest.mark.parametrize("row_id", ["Z14-A"])
+def test_controlnet(row_id: str) -> None:
+    pytest.skip(
+        "sd-webui-controlnet builds a ControlNet of the full width only, for which a tiny checkpoint is too small"
+    )
+
+
+@pytest.mark.parametrize("flags", FLAGS)
 @pytest.mark.parametrize("row_id", ["Z10-A-tiling"])
 def test_seamless_tiling(a1111: Keeper, flags: str, row_id: str) -> None:
     """The host's own tiling, which changes how every convolution pads."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from forge_rows import HIRES_LATENT, HIRES_PIXEL, NOT_TILED, TILED, fresh, seeded
 from harness.keeper import Keeper
 from harness.previews import previews
 from harness.proof import BASE, INIT, MASK, OFF, ON, POLICY_OFF, TABLE, Result, assert_silent, digest, same
+from safetensors.numpy import save_file
 
 Calls = list[tuple[str, dict[str, Any]]]
 
@@ -50,6 +52,34 @@ def test_row(forge: Keeper, row: str) -> None:
     host = forge()
     fresh(host)
     assert_silent(host, row, ROWS[row], lambda: seeded(host))
+
+
+@pytest.mark.parametrize("row", ["Z08-F"])
+def test_textual_inversion(forge: Keeper, row: str) -> None:
+    host = forge()
+    vectors = 0.02 * np.random.default_rng(15).standard_normal((2, 768)).astype(np.float32)
+    save_file({"emb_params": vectors}, host.data / "embeddings" / "tinystyle.safetensors")
+    fresh(host)
+    calls: Calls = [("txt2img", prompt("a red cat, tinystyle"))]
+    unknown = digest(host.generate("txt2img", prompt("a red cat, tinystyles"), OFF).pictures)
+    assert assert_silent(host, row, calls, lambda: seeded(host)).reference != unknown, "the embedding was not used"
+
+
+@pytest.mark.parametrize("row", ["Z09-F"])
+def test_refiner(forge: Keeper, row: str) -> None:
+    """Another checkpoint takes over in the middle of sampling, and its VAE decodes."""
+    host = forge()
+    fresh(host)
+    plain = {**BASE, "steps": 4}
+    refined = {**plain, "refiner_checkpoint": OTHER["sd_model_checkpoint"], "refiner_switch_at": 0.5}
+    alone = digest(host.generate("txt2img", plain, OFF).pictures)
+    result = assert_silent(host, row, [("txt2img", refined)], lambda: fresh(host))
+    assert result.reference != alone, "the refiner was not used"
+
+
+@pytest.mark.parametrize("row", ["Z14-F", "Z15-F"])
+def test_what_needs_full_size_models(row: str) -> None:
+    pytest.skip("Forge takes models of the full size only: 700 MB for a ControlNet, 2.5 GB for an image encoder")
 
 
 @pytest.mark.parametrize("row", LORAS)
