@@ -1,11 +1,13 @@
-"""LibGuard from outside of a WebUI: `python -m lib_guard doctor FOLDER [--json]`, in LibGuard's folder.
+"""LibGuard from outside of a WebUI: `python -m lib_guard doctor FOLDER` and `inspect FILE`, in LibGuard's folder.
 
-Any Python from 3.10 on will do that has torch, which the WebUI's own has: the adapters are written with its types.
+Any Python from 3.10 on will do that has torch, which the WebUI's own has: the adapters are written with its types, and
+a file's numbers are looked at with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +21,14 @@ def main(arguments: Sequence[str]) -> int:
     if sys.version_info < (3, 10):  # noqa: UP036 - it is this very check that tells an older Python's user
         print("LibGuard needs Python 3.10 or newer; this is", sys.version.split()[0], file=sys.stderr)
         return UNKNOWN
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a console may lack the letters of a file's name
     options = _parser().parse_args(arguments)
+    return _inspect(options) if options.command == "inspect" else _doctor(options)
+
+
+def _doctor(options: argparse.Namespace) -> int:
     try:
         # Here and not above: an older Python could not even read it.
         from . import doctor
@@ -35,6 +44,21 @@ def main(arguments: Sequence[str]) -> int:
     return GOOD if report.good else PROBLEM
 
 
+def _inspect(options: argparse.Namespace) -> int:
+    from . import inspection
+
+    try:
+        found = inspection.examine(options.file)
+    except ModuleNotFoundError as error:
+        print(f"{sys.executable} lacks {error.name}; the WebUI's own Python has it", file=sys.stderr)
+        return PROBLEM
+    except ValueError as error:  # UnreadableFile
+        print(error, file=sys.stderr)
+        return PROBLEM
+    print(inspection.as_json(found) if options.json else inspection.as_text(found))
+    return GOOD
+
+
 def _lacks(package: str, folder: Path) -> str:
     places = [place / name for place in (folder, folder.resolve().parent) for name in ("venv", ".venv")]
     inside = ("bin/python", "Scripts/python.exe")
@@ -45,7 +69,7 @@ def _lacks(package: str, folder: Path) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lib_guard")
-    commands = parser.add_subparsers(title="commands", required=True)
+    commands = parser.add_subparsers(title="commands", dest="command", required=True)
     doctor = commands.add_parser(
         "doctor",
         help="what LibGuard would find in a WebUI, without starting it",
@@ -54,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("folder", type=Path, help="the WebUI's folder, which holds launch.py")
     doctor.add_argument("--json", action="store_true", help="print JSON")
+    inspect = commands.add_parser(
+        "inspect",
+        help="what a model file is, and whether its numbers are sound",
+        description="Reads a .safetensors file: its kind, the models it is made for, what it needs, and whether it"
+        " holds inf or NaN. Exit status: 0 it could be read, 1 it could not.",
+    )
+    inspect.add_argument("file", type=Path, help="a .safetensors file")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 

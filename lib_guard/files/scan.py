@@ -11,16 +11,13 @@ from safetensors import SafetensorError, safe_open
 
 from ..tensors.dtypes import dtype_name
 from ..wording import on_one_line
+from .header import UnreadableFile
 
 #: The format's own names of the dtypes that can hold inf or NaN. Integers and the floats below eight bits cannot.
 _FLOATING = ("F64", "F32", "F16", "BF16", "F8_")
 
 #: Numbers looked at in one go: what is upcast from float8 then takes 16 MB, however large its tensor is.
 _PORTION = 1 << 22
-
-
-class UnreadableFile(ValueError):  # noqa: N818 - it says what the file is
-    """The file is none, or no safetensors file, or a damaged one. Says so in one line that holds its name, no path."""
 
 
 @dataclass(frozen=True)

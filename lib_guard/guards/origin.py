@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..files.scan import UnreadableFile, first_not_finite
+from ..files.header import UnreadableFile
+from ..files.scan import first_not_finite
 from ..findings import Primitive
 from ..hosts.base import Host
 from ..tensors.handover import tensors_in

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from harness.keeper import Host, Keeper
-from harness.proof import BASE, OFF
+from harness.proof import BASE, INIT, OFF
 
 AUTOCAST = Path(__file__).resolve().parent / "standins" / "autocast"
+SMALL_CLIP = Path(__file__).resolve().parent / "standins" / "smallclip"
 
 #: Name -> flags. `mac` is what webui-macos-env.sh sets on every Mac, `gpu` the commonest split of dtypes elsewhere.
 FLAGS: dict[str, tuple[str, ...]] = {
@@ -22,6 +23,9 @@ FLAGS: dict[str, tuple[str, ...]] = {
 
 #: Names the folder of the unmodified extension, at be623452; it must be called sd-webui-regional-prompter.
 PROMPTER_VARIABLE = "LIB_GUARD_REGIONAL_PROMPTER"
+
+#: Names the folder of the unmodified extension, at 56cec5b; it must be called sd-webui-controlnet.
+CONTROLNET_VARIABLE = "LIB_GUARD_CONTROLNET"
 
 RED = {**BASE, "prompt": "a red cat on a green chair <lora:redlora:1>"}
 HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6}
@@ -44,10 +48,26 @@ def regions(**more: Any) -> dict[str, Any]:
 
 def prompter() -> Path:
     """Regional Prompter's folder. Skips when it is not named."""
-    named = os.environ.get(PROMPTER_VARIABLE, "")
+    return _named(PROMPTER_VARIABLE, "Regional Prompter")
+
+
+def controlnet() -> Path:
+    """sd-webui-controlnet's folder. Skips when it is not named."""
+    return _named(CONTROLNET_VARIABLE, "sd-webui-controlnet")
+
+
+def _named(variable: str, extension: str) -> Path:
+    named = os.environ.get(variable, "")
     if not named:
-        pytest.skip(f"set {PROMPTER_VARIABLE} to the folder of Regional Prompter")
+        pytest.skip(f"set {variable} to the folder of {extension}")
     return Path(named).resolve()
+
+
+def unit(**values: Any) -> dict[str, Any]:
+    """A request with one ControlNet unit."""
+    picture = INIT["init_images"][0]
+    unit = {"enabled": True, "image": picture, "weight": 1.0, "processor_res": 64, "model": "None", **values}
+    return {**BASE, "alwayson_scripts": {"ControlNet": {"args": [unit]}}}
 
 
 def start(a1111: Keeper, flags: str, *extensions: Path, more: tuple[str, ...] = (), **settings: object) -> Host:

@@ -58,6 +58,7 @@ def test_row(forge: Keeper, row: str) -> None:
 def test_textual_inversion(forge: Keeper, row: str) -> None:
     host = forge()
     vectors = 0.02 * np.random.default_rng(15).standard_normal((2, 768)).astype(np.float32)
+    (host.data / "embeddings").mkdir(exist_ok=True)
     save_file({"emb_params": vectors}, host.data / "embeddings" / "tinystyle.safetensors")
     fresh(host)
     calls: Calls = [("txt2img", prompt("a red cat, tinystyle"))]

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from lib_guard.files import scan
-from lib_guard.files.scan import BadTensor, UnreadableFile, first_not_finite
+from lib_guard.files.header import UnreadableFile
+from lib_guard.files.scan import BadTensor, first_not_finite
 
 INF, NAN = float("inf"), float("nan")
 FLOAT8 = [

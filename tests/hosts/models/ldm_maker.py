@@ -17,7 +17,8 @@ from omegaconf import OmegaConf  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
 
-WIDTH = 64
+#: Of the text encoder, and the UNet's narrowest level.
+WIDTH, WIDE = 64, 32
 CHECKPOINTS = {"tinysd1": 1, "othersd1": 2}
 #: Name -> seed, and whether it changes the text encoder. No name is part of another: Regional Prompter looks them up
 #: in the prompt as they are.
@@ -43,7 +44,7 @@ def config():
     """The host's own config with small widths."""
     found = OmegaConf.load("configs/v1-inference.yaml")
     parameters = found.model.params
-    parameters.unet_config.params.model_channels = 32
+    parameters.unet_config.params.model_channels = WIDE
     parameters.unet_config.params.context_dim = WIDTH
     parameters.first_stage_config.params.ddconfig.ch = 32
     parameters.cond_stage_config.params = {"version": CLIP}
@@ -107,11 +108,79 @@ def lora(unet, text, seed, with_text):
     return found
 
 
+def write_ip_adapter(folder, unet):
+    """An IP-Adapter of the family whose encoder is ViT-H: four tokens out of an embedding of 1024 numbers."""
+    folder.mkdir()
+    generator, found = torch.Generator().manual_seed(16), {}
+    found["image_proj.proj.weight"] = 0.05 * torch.randn(4 * WIDTH, 1024, generator=generator)
+    found["image_proj.proj.bias"] = 0.05 * torch.randn(4 * WIDTH, generator=generator)
+    found["image_proj.norm.weight"], found["image_proj.norm.bias"] = torch.ones(WIDTH), torch.zeros(WIDTH)
+    # Numbered down, up, middle, as the published files are.
+    keys = {name: layer for name, layer in unet.named_modules() if name.endswith("attn2.to_k")}
+    order = ("input_blocks", "output_blocks", "middle_block")
+    for number, name in enumerate(sorted(keys, key=lambda name: order.index(name.split(".")[0]))):
+        for part in ("to_k_ip", "to_v_ip"):
+            weight = 0.2 * torch.randn(keys[name].weight.shape, generator=generator)
+            found[f"ip_adapter.{2 * number + 1}.{part}.weight"] = weight
+    save_file({name: value.half() for name, value in found.items()}, folder / "ip-adapter_sd15.safetensors")
+
+
 def write_embedding(folder):
     """A textual inversion of two vectors."""
     folder.mkdir()
     vectors = 0.2 * torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(15))
     save_file({"emb_params": vectors}, folder / "tinystyle.safetensors")
+
+
+def write_control(folder, unet):
+    """A ControlNet as sd-webui-controlnet reads it, and an IP-Adapter for the image encoder ViT-H; random weights."""
+    folder.mkdir()
+    generator, own = torch.Generator().manual_seed(16), unet.state_dict()
+    shared = {name: value for name, value in own.items() if name.startswith(("time_embed", "input_blocks", "middle"))}
+    save_file(halves(shared | control_layers(unet, generator)), folder / "control_tiny_sd15.safetensors")
+    save_file(halves(ip_adapter(own, generator)), folder / "ip-adapter_sd15.safetensors")
+
+
+def control_layers(unet, generator):
+    """What a ControlNet has beyond a UNet's encoder (scripts/cldm.py): the way in for the hint, the ways out."""
+    found, given, before = {}, 3, 0
+    for index, channels in enumerate((16, 16, 32, 32, 96, 96, 256, WIDE)):
+        found[f"input_hint_block.{2 * index}.weight"] = 0.1 * torch.randn(channels, given, 3, 3, generator=generator)
+        found[f"input_hint_block.{2 * index}.bias"] = torch.zeros(channels)
+        given = channels
+    outs = []
+    for block in unet.input_blocks:
+        before = next((layer.out_channels for layer in block if hasattr(layer, "out_channels")), before)
+        outs.append(before)
+    names = [f"zero_convs.{index}.0" for index in range(len(outs))]
+    for name, channels in zip([*names, "middle_block_out.0"], [*outs, outs[-1]]):
+        found[f"{name}.weight"] = 0.2 * torch.randn(channels, channels, 1, 1, generator=generator) / channels**0.5
+        found[f"{name}.bias"] = torch.zeros(channels)
+    return found
+
+
+def ip_adapter(own, generator):
+    """Four tokens from 1024 numbers, and the layers that read them in the order in which they are numbered."""
+    found = {
+        "image_proj.proj.weight": 0.05 * torch.randn(4 * WIDTH, 1024, generator=generator),
+        "image_proj.proj.bias": 0.05 * torch.randn(4 * WIDTH, generator=generator),
+        "image_proj.norm.weight": torch.ones(WIDTH),
+        "image_proj.norm.bias": torch.zeros(WIDTH),
+    }
+    inputs, outputs = (
+        (f"input_blocks.{n}.1" for n in (1, 2, 4, 5, 7, 8)),
+        (f"output_blocks.{n}.1" for n in range(3, 12)),
+    )
+    for index, block in enumerate([*inputs, *outputs, "middle_block.1"]):
+        shape = own[f"{block}.transformer_blocks.0.attn2.to_k.weight"].shape
+        for layer in ("to_k_ip", "to_v_ip"):
+            found[f"ip_adapter.{2 * index + 1}.{layer}.weight"] = 0.2 * torch.randn(*shape, generator=generator)
+    return found
+
+
+def halves(tensors):
+    """As such files are distributed."""
+    return {name: value.half().contiguous() for name, value in tensors.items()}
 
 
 def write_taesd(folder):
@@ -144,6 +213,8 @@ def main():
     tensors = lora(unet, text, 14, with_text=False)
     next(iter(tensors.values()))[0, 0] = float("inf")
     save_file(tensors, models / "Lora" / "inflora.safetensors", metadata={**about, "ss_network_dim": str(RANK)})
+    write_ip_adapter(models / "ControlNet", unet)
+    write_control(models / "ControlNet", unet)
     write_embedding(models.parent / "embeddings")
     write_taesd(models / "VAE-taesd")
     print(json.dumps(sorted(str(path.relative_to(OUT)) for path in OUT.rglob("*"))))
