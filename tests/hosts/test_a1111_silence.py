@@ -6,22 +6,8 @@ import re
 from typing import Any
 
 import pytest
-from a1111_rows import (
-    FLAGS,
-    GRID,
-    LATENT_HIRES,
-    PIXEL_HIRES,
-    RED,
-    SMALL_CLIP,
-    calm,
-    controlnet,
-    forget,
-    prompter,
-    reload_ui,
-    start,
-    unit,
-)
-from harness.keeper import Host, Keeper
+from a1111_rows import FLAGS, GRID, LATENT_HIRES, PIXEL_HIRES, RED, calm, forget, prompter, reload_ui, start
+from harness.keeper import Keeper
 from harness.previews import previews
 from harness.proof import BASE, INIT, MASK, OFF, ON, POLICY_OFF, assert_silent, same
 
@@ -79,32 +65,6 @@ def test_float8_storage(a1111: Keeper, row_id: str) -> None:
     host = start(a1111, "full", fp8_storage="Enable")
     assert any("float8" in dtype for dtype in host.probe.dtypes()["model"]), "nothing is stored in float8"
     assert_silent(host, row_id, [("txt2img", BASE), ("img2img", {**BASE, **INIT})], lambda: forget(host))
-
-
-@pytest.mark.parametrize("row_id", ["Z14-A"])
-def test_controlnet(a1111: Keeper, row_id: str) -> None:
-    """Its reference-only control, which replaces the UNet's forward. A ControlNet it builds in the full width
-    only (controlnet_model_guess.py:190), for which a tiny checkpoint is too small."""
-    host = start(a1111, "full", controlnet())
-    body = unit(module="reference_only", threshold_a=0.5)
-    plain = host.generate("txt2img", BASE, OFF).pictures
-    assert_silent(host, row_id, [("txt2img", body), ("txt2img", BASE)], lambda: forget(host))
-    assert not same(host.generate("txt2img", body, ON).pictures[:1], plain), "the control had no effect"
-
-
-@pytest.mark.parametrize("row_id", ["Z15-A"])
-def test_ip_adapter(a1111: Keeper, row_id: str) -> None:
-    host = start(a1111, "full", controlnet(), SMALL_CLIP)
-    body = unit(module="ip-adapter_clip_h", model=_listed(host, "ip-adapter_sd15"))
-    plain = host.generate("txt2img", BASE, OFF).pictures
-    assert_silent(host, row_id, [("txt2img", body), ("txt2img", body), ("txt2img", BASE)], lambda: forget(host))
-    assert not same(host.generate("txt2img", body, ON).pictures[:1], plain), "the adapter had no effect"
-
-
-def _listed(host: Host, name: str) -> str:
-    """A model's name as the extension lists it, with its hash."""
-    listed = host.get("/controlnet/model_list").json["model_list"]
-    return next(one for one in listed if one.split(" [")[0] == name)
 
 
 @pytest.mark.parametrize("flags", FLAGS)

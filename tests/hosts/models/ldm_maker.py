@@ -132,13 +132,12 @@ def write_embedding(folder):
     save_file({"emb_params": vectors}, folder / "tinystyle.safetensors")
 
 
-def write_control(folder, unet):
-    """A ControlNet as sd-webui-controlnet reads it, and an IP-Adapter for the image encoder ViT-H; random weights."""
-    folder.mkdir()
-    generator, own = torch.Generator().manual_seed(16), unet.state_dict()
-    shared = {name: value for name, value in own.items() if name.startswith(("time_embed", "input_blocks", "middle"))}
-    save_file(halves(shared | control_layers(unet, generator)), folder / "control_tiny_sd15.safetensors")
-    save_file(halves(ip_adapter(own, generator)), folder / "ip-adapter_sd15.safetensors")
+def write_controlnet(folder, unet):
+    """A ControlNet of the UNet's own encoder, as sd-webui-controlnet reads it."""
+    parts = ("time_embed", "input_blocks", "middle_block")
+    found = {name: value for name, value in unet.state_dict().items() if name.startswith(parts)}
+    found |= control_layers(unet, torch.Generator().manual_seed(17))
+    save_file({name: value.half().contiguous() for name, value in found.items()}, folder / "control_sd15.safetensors")
 
 
 def control_layers(unet, generator):
@@ -157,30 +156,6 @@ def control_layers(unet, generator):
         found[f"{name}.weight"] = 0.2 * torch.randn(channels, channels, 1, 1, generator=generator) / channels**0.5
         found[f"{name}.bias"] = torch.zeros(channels)
     return found
-
-
-def ip_adapter(own, generator):
-    """Four tokens from 1024 numbers, and the layers that read them in the order in which they are numbered."""
-    found = {
-        "image_proj.proj.weight": 0.05 * torch.randn(4 * WIDTH, 1024, generator=generator),
-        "image_proj.proj.bias": 0.05 * torch.randn(4 * WIDTH, generator=generator),
-        "image_proj.norm.weight": torch.ones(WIDTH),
-        "image_proj.norm.bias": torch.zeros(WIDTH),
-    }
-    inputs, outputs = (
-        (f"input_blocks.{n}.1" for n in (1, 2, 4, 5, 7, 8)),
-        (f"output_blocks.{n}.1" for n in range(3, 12)),
-    )
-    for index, block in enumerate([*inputs, *outputs, "middle_block.1"]):
-        shape = own[f"{block}.transformer_blocks.0.attn2.to_k.weight"].shape
-        for layer in ("to_k_ip", "to_v_ip"):
-            found[f"ip_adapter.{2 * index + 1}.{layer}.weight"] = 0.2 * torch.randn(*shape, generator=generator)
-    return found
-
-
-def halves(tensors):
-    """As such files are distributed."""
-    return {name: value.half().contiguous() for name, value in tensors.items()}
 
 
 def write_taesd(folder):
@@ -214,7 +189,7 @@ def main():
     next(iter(tensors.values()))[0, 0] = float("inf")
     save_file(tensors, models / "Lora" / "inflora.safetensors", metadata={**about, "ss_network_dim": str(RANK)})
     write_ip_adapter(models / "ControlNet", unet)
-    write_control(models / "ControlNet", unet)
+    write_controlnet(models / "ControlNet", unet)
     write_embedding(models.parent / "embeddings")
     write_taesd(models / "VAE-taesd")
     print(json.dumps(sorted(str(path.relative_to(OUT)) for path in OUT.rglob("*"))))
