@@ -11,6 +11,7 @@ from one_model import Guarded, OneModel, needs_half_kernels
 from safetensors.torch import save_file
 from torch import nn
 
+from lib_guard.guards import FiniteGuard
 from lib_guard.hosts.base import Boundary
 from lib_guard.hosts.diffusers import vae_boundaries
 from lib_guard.settings import Settings
@@ -239,8 +240,6 @@ def test_healthy_sampling_says_nothing(make_vae, unet):
 
 
 def test_an_error_of_ours_never_stops_a_decode(overflowing, monkeypatch):
-    from lib_guard.guards.finite import FiniteGuard
-
     def fail(*args, **kwargs):
         raise ValueError("a mistake of ours")
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from lib_guard.border import Border
 from lib_guard.findings import Finding, Repair
 from lib_guard.guards import GuardContext, PrecisionGuard
+from lib_guard.guards.vae_crossing import VaeCrossing
 from lib_guard.hooks import marked
 from lib_guard.hosts.base import Detour, Shield
 from lib_guard.hosts.diffusers import vae_boundaries
@@ -322,8 +323,6 @@ def encode_own(vae: nn.Module, dtype: torch.dtype) -> torch.Tensor:
 
 @pytest.mark.parametrize("broken", ["_enter", "_finish_part", "_note", "_prefer", "_hand_back", "_report"])
 def test_an_error_of_ours_never_stops_a_pass(make_vae, monkeypatch, broken):
-    from lib_guard.guards.vae_crossing import VaeCrossing
-
     def fail(*args, **kwargs):
         raise ValueError("a mistake of ours")
 
