@@ -17,7 +17,10 @@ Of version 1.10.1 (82a973c0) this relies on:
   layer.network_layer_name              set on every layer a network can change, and on none of the VAE, networks.py:130
   sd_model.cond_stage_model             the text encoder of SD1/2 and the three of SD3, called through __call__
                                         (ddpm.py:667, sd3_model.py:54); where textual inversions are put in
-                                        (sd_hijack.py:353) is inside of it
+                                        (sd_hijack.py:345-366) is inside of it
+  sd_hijack.model_hijack.embedding_db.word_embeddings
+                                        the textual inversions by name, each with its `vec`: one tensor, or for SDXL one
+                                        by encoder; the host loads them all in float32 (textual_inversion.py:293-306)
   sd_model.conditioner.embedders        SDXL's, called one by one (sgm encoders/modules.py:130); those of size and crop
                                         hold no weights
   sd_model.model.diffusion_model        the UNet or SD3's transformer, called through __call__ (ddpm.py:1331)
@@ -39,7 +42,7 @@ Of the extension Regional Prompter (be623452) this knows:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -377,6 +380,33 @@ def _explain_given(finding: Finding) -> Finding:
     )
 
 
+def _explain_inside(finding: Finding) -> Finding:
+    """Textual inversions of the host's own are float32 (textual_inversion.py:293-306), and it casts what it has put
+    together back; but autocast refuses to join half and bfloat16."""
+    if not str(finding.evidence.get("place", "")).startswith("modules/sd_hijack.py"):
+        return finding
+    met = set(str(finding.evidence.get("dtypes", "")).split(", ")) - {str(finding.evidence.get("component"))}
+    foreign = [f'"{name}" ({dtype})' for name, dtype in _vectors() if dtype in met]
+    if not foreign:
+        return finding
+    return replace(
+        finding,
+        cause=f"An extension brought textual inversions in another precision: {', '.join(foreign[:3])}"
+        f"{_started_with()}.",
+        permanent_fix="Put their files into the embeddings folder: the WebUI reads these in float32, and casts them.",
+    )
+
+
+def _vectors() -> Iterator[tuple[str, str]]:
+    """The textual inversions' names and dtypes."""
+    hijack = getattr(sys.modules.get("modules.sd_hijack"), "model_hijack", None)
+    known = getattr(getattr(hijack, "embedding_db", None), "word_embeddings", {})
+    for name, embedding in known.items():
+        held = getattr(embedding, "vec", None)
+        dtypes = {one.dtype for one in (held.values() if isinstance(held, dict) else [held]) if torch.is_tensor(one)}
+        yield from ((str(name), dtype_name(dtype)) for dtype in dtypes)
+
+
 def _explain_kernel(finding: Finding) -> Finding:
     return replace(finding, permanent_fix="Start with --no-half (on a CPU with --precision full too), or update torch.")
 
@@ -409,6 +439,7 @@ def _explain_broken_vae(finding: Finding) -> Finding:
 _EXPLAINED: dict[str, Callable[[Finding], Finding]] = {
     "LG111": _explain_mixed,
     "LG112": _explain_given,
+    "LG113": _explain_inside,
     "LG114": _explain_kernel,
     "LG201": _explain_overflow,
     "LG202": _explain_latent,

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from a1111_rows import FLAGS, GRID, LATENT_HIRES, PIXEL_HIRES, RED, calm, forget, prompter, reload_ui, start
+from a1111_rows import FLAGS, GRID, LATENT_HIRES, PIXEL_HIRES, RED, calm, forget, loaded, prompter, reload_ui, start
 from harness.keeper import Keeper
 from harness.previews import previews
 from harness.proof import BASE, INIT, MASK, OFF, ON, POLICY_OFF, assert_silent, same
@@ -45,6 +45,15 @@ def test_textual_inversion(a1111: Keeper, flags: str, row_id: str) -> None:
     assert "tinystyle" in host.get("/sdapi/v1/embeddings").json["loaded"]
     body = {**BASE, "prompt": "a red cat, tinystyle"}
     assert_silent(host, f"{row_id}-{flags}", [("txt2img", body), ("txt2img", {**body, **PIXEL_HIRES})])
+
+
+@pytest.mark.parametrize("row_id", ["P14-A"])
+def test_embedding_of_another_dtype(a1111: Keeper, row_id: str) -> None:
+    """Float32 vectors in a half text encoder: the host brings them to the encoder's dtype itself (sd_hijack.py:363), so
+    that here nothing fails, and nothing is to be said."""
+    host = loaded(a1111(flags=("--precision", "half")))
+    body = {**BASE, "prompt": "a red cat, tinystyle"}
+    assert_silent(host, row_id, [("txt2img", body)], lambda: forget(host))
 
 
 @pytest.mark.parametrize("flags", FLAGS)
