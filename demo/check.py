@@ -21,10 +21,11 @@ import numpy as np
 from demo import bench as benches
 from demo.bench import Bench, Reply
 from demo.faults import FAULTS, Call, Fault, pictures, send
+from demo.lora_faults import LORA_FAULTS
 
 TITLE = "LibGuard"
 OFF: dict[str, Any] = {TITLE: {"args": [False]}}
-ON: dict[str, Any] = {TITLE: {"args": [True, "fix", "auto", "fix"]}}
+ON: dict[str, Any] = {TITLE: {"args": [True, "fix", "auto", "fix", "fix"]}}
 
 #: Column widths, 120 in all with two spaces between.
 COLUMNS = {"id": 23, "fault": 27, "without": 31, "with": 13, "code": 5, "ms": 5, "": 4}
@@ -49,11 +50,17 @@ class Row:
         return self.failed_without and self.cured
 
 
-def guard_entries(bench: Bench) -> list[tuple[str, float]]:
-    """What LibGuard recorded for the last generation: (code, milliseconds) of each entry."""
+def guard_entries(bench: Bench, since: int) -> list[tuple[str, float]]:
+    """What LibGuard recorded for the generations after the one of that number: (code, milliseconds) of each entry."""
     # Looked up each time: reloading the extension makes a new module.
+    found = sys.modules["lib_guard.ledger"].LEDGER.generations()
+    return [(entry.finding.code, entry.milliseconds) for one in found if one.number > since for entry in one.entries]
+
+
+def last_generation(bench: Bench) -> int:
+    """The number of the last generation that LibGuard has seen; 0 before the first."""
     last = sys.modules["lib_guard.ledger"].LEDGER.last()
-    return [(entry.finding.code, entry.milliseconds) for entry in last.entries] if last else []
+    return last.number if last else 0
 
 
 def has_guard(bench: Bench) -> bool:
@@ -68,11 +75,15 @@ def check(bench: Bench, fault: Fault) -> Row:
     try:
         fault.provoke(bench)
         without = fault.run(bench, off)
-        row.failed_without, row.without = _judge_without(bench, fault, without, off)
+        if not fault.leaves:
+            row.failed_without, row.without = _judge_without(bench, fault, without, off)
         reference = _fresh(bench, fault).reference(bench, off)
+        if fault.leaves:
+            row.failed_without, row.without = _judge_left(without, reference or [])
         if guarded:
+            mark = last_generation(bench)
             with_ = _fresh(bench, fault).run(bench, ON)
-            entries = guard_entries(bench)
+            entries = guard_entries(bench, mark)
             row.codes = tuple(dict.fromkeys(code for code, _ in entries))
             row.cured, row.with_ = _judge_with(with_, reference) if not fault.told else _judge_told(fault, row.codes)
             row.milliseconds = sum(spent for _, spent in entries)
@@ -101,7 +112,18 @@ def _judge_without(bench: Bench, fault: Fault, reply: Reply, off: dict[str, Any]
         return True, "HTTP 200 with a picture of one colour"
     if fault.request.body.get("detailer") and _same(found, _without_detailer(bench, fault, off)):
         return True, "the Detailer's pass is missing, without a word"
+    if fault.lost is not None and _same(found, pictures(send(bench, fault.lost, off))):
+        return True, "what it asks for is missing in the picture, without a word"
     return False, "a picture: does not fail"
+
+
+def _judge_left(reply: Reply, reference: Sequence[np.ndarray]) -> tuple[bool, str]:
+    """Whether earlier requests have changed the picture."""
+    found = pictures(reply)
+    if not found:
+        return True, f"{reply.json.get('error', 'no picture')}: {reply.json.get('errors', '')}"
+    wrong = not _same(found, reference)
+    return wrong, f"another picture: {_difference(found, reference)}" if wrong else "the clean picture"
 
 
 def _without_detailer(bench: Bench, fault: Fault, off: dict[str, Any]) -> list[np.ndarray]:
@@ -186,6 +208,6 @@ def _rows(order: str, data_dir: str | Path, extensions: Sequence[str | Path], lo
     with log.open("w", encoding="utf-8") as console, contextlib.redirect_stderr(console):
         bench = benches.start(data_dir, order=order, extensions=extensions)
         try:
-            yield from (check(bench, fault) for fault in FAULTS)
+            yield from (check(bench, fault) for fault in (*FAULTS, *LORA_FAULTS))
         finally:
             bench.close()

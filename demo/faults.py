@@ -30,6 +30,7 @@ HEALTHY = {
     "controlnet_dtype": "As the model",
     "unet_storage": "As computed",
     "offload_mode": "none",
+    "lora_method": "adapters",
     "live_previews": False,
     "show_progress_type": "Full",
 }
@@ -39,7 +40,7 @@ PROMPT = "a red cat on a green chair"
 
 @dataclass(frozen=True)
 class Call:
-    """One request: "txt2img" or "img2img", and its body without script arguments."""
+    """One request: "txt2img" or "img2img", and its body without script arguments; or "options", and what is set."""
 
     endpoint: str
     body: dict[str, Any]
@@ -130,6 +131,10 @@ class Fault:
     clean: Callable[[Any], AbstractContextManager[None]] | None = aligned
     #: The code of a fault that nobody can repair: its picture is lost, and LibGuard says why.
     told: str = ""
+    #: Whether `before` does the harm: the clean picture is then the request's own on fresh weights.
+    leaves: bool = False
+    #: The request without what is lost silently; without LibGuard both give the same picture.
+    lost: Call | None = None
 
     def provoke(self, bench: Bench) -> None:
         """Bring the host into the state in which the request fails."""
@@ -156,12 +161,14 @@ class Fault:
         return send(bench, self.request, scripts)
 
     def reference(self, bench: Bench, scripts: dict[str, Any]) -> list[np.ndarray] | None:
-        """The clean pictures: the same state and request, by a caller that minds the dtypes.
+        """The clean pictures: the same state and request, by a caller that minds the dtypes, or that comes first.
 
         The fault must be provoked. `scripts` switches LibGuard off. Raises RuntimeError when the reference fails.
         """
         if self.clean is None or self.told:
             return None
+        if self.leaves:
+            return pictures(send(bench, self.request, scripts))
         with self.clean(bench.shared.sd_model):
             reply = self.run(bench, scripts)
         found = pictures(reply)
@@ -172,6 +179,9 @@ class Fault:
 
 def send(bench: Bench, call: Call, scripts: dict[str, Any]) -> Reply:
     """Send one request."""
+    if call.endpoint == "options":
+        bench.options(**call.body)
+        return Reply(200, None)
     return bench.post(f"/sdapi/v1/{call.endpoint}", {**call.body, "alwayson_scripts": scripts})
 
 

@@ -53,6 +53,11 @@ class Extension:
         if self.watches:
             self.watches.begin(request, args)
 
+    def settled(self, request: Any) -> None:
+        """`process_batch`: the extra networks are activated, and the text is not encoded yet."""
+        if self.watches:
+            self.watches.settled(request)
+
     def note(self, request: Any) -> None:
         """`postprocess_batch`, `postprocess_image`: pictures are about to be written."""
         if self.watches:

@@ -156,6 +156,62 @@ _TABLE = (
         permanent_fix="Load another VAE file.",
         curable=False,
     ),
+    Code(
+        id="LG301",
+        title="The model carries a LoRA that is not asked for",
+        cause="The WebUI did not take a LoRA of an earlier request out of the weights again, or not exactly.",
+        cure="The weights are brought back to the checkpoint's, which is verified bit for bit, and text that was"
+        " encoded meanwhile is encoded anew.",
+        permanent_fix="Report the line to the WebUI's issue tracker; until then leave LibGuard on.",
+    ),
+    Code(
+        id="LG302",
+        title="A LoRA is asked for and changes nothing",
+        cause="No layer of the model has the name or the size that the LoRA's file has layers for, or the WebUI could"
+        " not load the file.",
+        cure="Nothing is changed: the picture is the one without it.",
+        permanent_fix="Use a LoRA that was made for this kind of model, or load the model that it was made for.",
+        curable=False,
+    ),
+    Code(
+        id="LG303",
+        title="Only a part of a LoRA is applied",
+        cause="The file has layers that the model, or the WebUI, does not know.",
+        cure="Nothing is changed: the WebUI applies what it knows.",
+        permanent_fix="Use a LoRA that was made for this model, or update the WebUI.",
+        curable=False,
+    ),
+    Code(
+        id="LG304",
+        title="A LoRA was made for another family of models",
+        cause="LoRAs fit the family of models that they were trained on, and no other.",
+        cure="Nothing is refused: the WebUI does with it what it can, and the rest of the request runs.",
+        permanent_fix="Use a LoRA that was made for this kind of model, or load the model that it was made for.",
+        curable=False,
+    ),
+    Code(
+        id="LG305",
+        title="Encoded prompts were kept from under other LoRAs",
+        cause="The WebUI's cache of encoded prompts does not know everything that changes the text encoder.",
+        cure="The cache is emptied, and the prompt is encoded anew.",
+        permanent_fix="Name LoRAs in the prompt, where the cache sees them.",
+    ),
+    Code(
+        id="LG306",
+        title="A LoRA's file cannot be read",
+        cause="The file is damaged, or is no safetensors file whatever its name says.",
+        cure="Nothing is changed: the WebUI does with it what it does.",
+        permanent_fix="Download the file anew, or remove it.",
+        curable=False,
+    ),
+    Code(
+        id="LG307",
+        title="A LoRA's file was replaced, and the WebUI still uses the old one",
+        cause="The WebUI keeps what it has read of a file, and does not look whether the file is still the same.",
+        cure="Nothing is changed: this request gets the file as it was.",
+        permanent_fix="Restart the WebUI, or give the new file another name.",
+        curable=False,
+    ),
 )
 
 #: Every code that LibGuard can say, by its id; docs/codes.md explains each, and a test holds that.

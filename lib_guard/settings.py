@@ -68,6 +68,14 @@ FIELDS = (
         POLICIES,
         "LibGuard finite",
     ),
+    Field(
+        "lora",
+        "LoRA guard",
+        "LoRAs that stay in the model. Fix: the weights are brought back to the checkpoint's, bit for bit."
+        " Warn: only say so. Off: not looked at.",
+        POLICIES,
+        "LibGuard LoRA",
+    ),
 )
 
 
@@ -79,6 +87,7 @@ class Settings:
     precision: str = FIX
     vae_precision: str = "auto"
     finite: str = FIX
+    lora: str = FIX
 
     def policy(self, guard: str) -> str:
         """The policy of a guard by its name; `off` while LibGuard as a whole is."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -72,12 +72,19 @@ class Watches:
         self._border.reset()
         self._border.run(LIBGUARD, "beginning a generation", lambda: self._begin(request, args), None)
 
+    def settled(self, request: Any) -> None:
+        """A batch's extra networks have been activated, and its text is not encoded yet."""
+        self._each(request, "settling before", lambda guard: guard.settled(request))
+
     def note(self, request: Any) -> None:
         """Pictures are about to be written: have them carry what LibGuard did, if it did anything."""
+        self._each(request, "looking back at", lambda guard: guard.sampled(request))
         self._border.run(LIBGUARD, "writing infotext", lambda: self._note(request), None)
 
     def end(self, request: Any, outcome: str = "finished") -> None:
         """A generation has ended. Ending it again does nothing."""
+        if outcome == "finished":
+            self._each(request, "closing", lambda guard: guard.finished())
         self._border.always(LIBGUARD, "ending a generation", lambda: self._end_of(request, outcome), None)
 
     def end_all(self) -> None:
@@ -85,6 +92,14 @@ class Watches:
         with self._lock:
             while self._open:
                 self._end(self._open[-1], "failed")
+
+    def _each(self, request: Any, doing: str, call: Callable[[Guard], None]) -> None:
+        """Call something of every guard of the innermost generation, if that is the request's."""
+        with self._lock:
+            watch = self._watch_of(request)
+            guards = list(watch.guards) if watch is not None else []
+        for guard in guards:
+            self._border.run(guard.name, f"{doing} a batch", partial(call, guard), None)
 
     def _begin(self, request: Any, args: Sequence[object]) -> None:
         with self._lock:
@@ -155,7 +170,9 @@ class Watches:
     def _attach(self, watch: Watch) -> None:
         context = GuardContext(self._host, watch.settings, self._border, partial(self._report, watch))
         for kind in self._kinds:
-            if watch.settings.policy(kind.name) != OFF:
+            if watch.settings.policy(kind.name) == OFF:
+                kind.passed_over()
+            else:
                 self._border.run(kind.name, "attaching", partial(self._attach_one, watch, kind, context), None)
 
     def _attach_one(self, watch: Watch, kind: type[Guard], context: GuardContext) -> None:

@@ -29,6 +29,9 @@ class LibGuardScript(scripts.Script):
     def process(self, p, *args):
         EXTENSION.begin(p, args)
 
+    def process_batch(self, p, *args, **kwargs):
+        EXTENSION.settled(p)
+
     def postprocess_batch(self, p, *args, **kwargs):
         EXTENSION.note(p)
 

@@ -12,7 +12,7 @@ from demo.models import adapters, checkpoints
 from demo.models.sizes import SIZES
 
 #: Raised when the files change, so that an older folder is rebuilt.
-VERSION = "3"
+VERSION = "5"
 
 
 def build(folder: Path) -> Path:
@@ -48,4 +48,6 @@ def _write_all(folder: Path) -> None:
     adapters.write_peft(lora / "tiny-azure.safetensors", unet, 2)
     adapters.write_kohya(lora / "tiny-xl-amber.safetensors", {"lora_unet": unet_xl}, 3)
     adapters.write_kohya(lora / "tiny-overflown.safetensors", {"lora_unet": unet}, 6, overflown=True)
+    adapters.write_kohya(lora / "tiny-nowhere.safetensors", {"lora_unet_elsewhere": unet}, 7)
+    adapters.write_kohya(lora / "tiny-idle.safetensors", {"lora_unet": unet}, 8, strength=0.0)
     adapters.write_embedding(folder / "embeddings" / "tiny-style.safetensors", SIZES.clip_width, 2, 4)

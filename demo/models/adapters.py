@@ -27,24 +27,27 @@ def _targets(module: nn.Module, ends: tuple[str, ...]) -> dict[str, nn.Linear]:
     }
 
 
-def _pair(name: str, layer: nn.Linear, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _pair(name: str, layer: nn.Linear, seed: int, strength: float = STRENGTH) -> tuple[torch.Tensor, torch.Tensor]:
     """A down matrix (rank, in) and an up matrix (out, rank), float16 as trainers store them."""
     generator = torch.Generator().manual_seed(seed * 7919 + zlib.crc32(name.encode()))
     rank = SIZES.lora_rank
     down = torch.randn(rank, layer.in_features, generator=generator) * layer.in_features**-0.5
-    up = torch.randn(layer.out_features, rank, generator=generator) * STRENGTH
+    up = torch.randn(layer.out_features, rank, generator=generator) * strength
     return down.half(), up.half()
 
 
-def write_kohya(path: Path, parts: dict[str, nn.Module], seed: int, overflown: bool = False) -> None:
+def write_kohya(
+    path: Path, parts: dict[str, nn.Module], seed: int, overflown: bool = False, strength: float = STRENGTH
+) -> None:
     """Write a LoRA in kohya's form; `parts` maps its prefixes ("lora_unet", "lora_te") to modules.
 
     overflown: as after a training that exploded and was saved in float16, which turns what is too large into inf.
+    strength: 0 is a LoRA that has not learnt anything yet, since training begins with an up matrix of zeros.
     """
     tensors: dict[str, torch.Tensor] = {}
     for prefix, module in parts.items():
         for name, layer in _targets(module, TEXT_ATTENTION if "_te" in prefix else ATTENTION).items():
-            down, up = _pair(prefix + name, layer, seed)
+            down, up = _pair(prefix + name, layer, seed, strength)
             if overflown:
                 up = (up.float() * 60_000).half()
             key = f"{prefix}_{name.replace('.', '_')}"

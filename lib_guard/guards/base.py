@@ -59,6 +59,19 @@ class Guard(Protocol):
     def detach(self) -> None:
         """Take everything away, whatever state the attaching was left in. Calling it again does nothing."""
 
+    @classmethod
+    def passed_over(cls) -> None:
+        """A generation begins in which this guard is off."""
+
+    def settled(self, request: Any) -> None:
+        """A batch's extra networks have been activated, and nothing was computed with them yet."""
+
+    def sampled(self, request: Any) -> None:
+        """A batch has been computed, and its pictures are about to be written."""
+
+    def finished(self) -> None:
+        """The generation came through. Not called when it did not."""
+
 
 class BoundaryGuard:
     """A guard that sits on the model's boundaries, and moves with them when the host exchanges a component.
@@ -87,6 +100,19 @@ class BoundaryGuard:
         self._attached = False
         self._on_arrivals.detach()
         self._let_go()
+
+    @classmethod
+    def passed_over(cls) -> None:
+        """See `Guard`. Nothing is remembered from one generation to the next."""
+
+    def settled(self, request: Any) -> None:
+        """See `Guard`. What is on a boundary waits for its calls."""
+
+    def sampled(self, request: Any) -> None:
+        """See `Guard`."""
+
+    def finished(self) -> None:
+        """See `Guard`."""
 
     def attach_to(self, boundary: Boundary, attachments: Attachments) -> None:
         """Put hooks on one boundary. To be overridden."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ..findings import Finding, Repair
+from .lora_handling import LoraHandling
 from .seams import Seam
 
 ENCODE, DECODE = "encode", "decode"
@@ -151,6 +152,9 @@ class Host(Protocol):
 
     def loras(self) -> Sequence[tuple[str, Path]]:
         """The LoRA files that are in use now, as name and file. A hint: hosts lose count after failures."""
+
+    def lora_handling(self) -> LoraHandling | None:
+        """How this host puts LoRAs into its model; None where that is not known."""
 
     def remember(self, request: Any) -> None:
         """A request begins, and no extension's `process` has run yet: note what extensions change for its length."""

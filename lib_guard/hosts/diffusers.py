@@ -18,6 +18,7 @@ import torch
 from ..findings import Finding
 from ..tensors.layers import is_compiled, is_compiled_itself
 from .base import DECODE, ENCODE, Arrival, Boundary, VaeBoundary
+from .lora_handling import LoraHandling
 from .seams import Seam
 from .webui import COMMON_SEAMS, WebUiHost
 
@@ -118,6 +119,12 @@ class DiffusersHost(WebUiHost):
         Seam("modules.sd_models", "model_data", "demo/webui/modules/sd_models.py", "holds the pipeline as `sd_model`"),
     )
 
+    def __init__(self) -> None:
+        # Imported here: it builds on this file.
+        from .diffusers_lora import DiffusersLoraHandling
+
+        self._lora_handling = DiffusersLoraHandling()
+
     @classmethod
     def is_here(cls) -> bool:
         """See `WebUiHost`."""
@@ -149,6 +156,10 @@ class DiffusersHost(WebUiHost):
         files = paths.files("Lora", ".safetensors")
         loaded = getattr(sd_models.model_data.sd_model, "loaded_loras", ())
         return [(name, files[name]) for name, _ in loaded if name in files]
+
+    def lora_handling(self) -> LoraHandling:
+        """See `Host`."""
+        return self._lora_handling
 
     def explain(self, finding: Finding) -> Finding:
         """See `Host`."""

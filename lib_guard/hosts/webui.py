@@ -11,6 +11,7 @@ from typing import Any
 
 from ..findings import Finding, Repair
 from .base import Arrival, Boundary, Shield
+from .lora_handling import LoraHandling
 from .seams import Seam
 
 #: Seams that LibGuard stands on in every WebUI, whatever guards are on.
@@ -74,6 +75,10 @@ class WebUiHost:
     def loras(self) -> Sequence[tuple[str, Path]]:
         """See `Host`."""
         return ()
+
+    def lora_handling(self) -> LoraHandling | None:
+        """See `Host`."""
+        return None
 
     def remember(self, request: Any) -> None:
         """See `Host`."""

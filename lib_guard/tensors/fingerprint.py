@@ -106,12 +106,18 @@ def fingerprints(component: nn.Module) -> dict[str, Fingerprint]:
     places is named by the first. Each device is waited for once, at the end; one that has no sums of 64-bit integers is
     waited for at every 2 MiB. Raises what a device raises.
     """
-    named = {
-        f"{path}.{name}" if path else name: tensor
-        for path, module in component.named_modules()
-        for name, tensor in chain(module._parameters.items(), module._buffers.items())
-        if tensor is not None
-    }
+    return fingerprints_of(
+        {
+            f"{path}.{name}" if path else name: tensor
+            for path, module in component.named_modules()
+            for name, tensor in chain(module._parameters.items(), module._buffers.items())
+            if tensor is not None
+        }
+    )
+
+
+def fingerprints_of(named: Mapping[str, torch.Tensor]) -> dict[str, Fingerprint]:
+    """The fingerprints of tensors, by name; what has several names is read once. As `fingerprints` otherwise."""
     different = {id(tensor): tensor for tensor in named.values()}
     taken = dict(zip(different, _fingerprints(different.values())))
     return {name: taken[id(tensor)] for name, tensor in named.items()}

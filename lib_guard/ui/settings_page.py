@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from ..console import LEVELS, OPTION
+from ..guards.lora import PARANOID, SILENCED
 from ..settings import FIELDS, Settings, shown
 
 SECTION = ("lib_guard", "LibGuard")
@@ -22,6 +23,8 @@ def add_options(shared: Any) -> None:
         component, arguments = (gr.Checkbox, {}) if field.choices is None else (gr.Radio, {"choices": [*field.choices]})
         default = shown(field, getattr(fresh, field.name))
         _add(shared, field.option, default, f"{field.label} (default of new pages)", component, arguments)
+    _add(shared, PARANOID, False, "LoRA guard: compare the weights at every request", gr.Checkbox, {})
+    _add(shared, SILENCED, "", "LoRA guard: names of LoRAs not to warn about, with commas", gr.Textbox, {})
     _add(shared, OPTION, "normal", "Console", gr.Radio, {"choices": list(LEVELS)})
 
 

@@ -48,7 +48,7 @@ def test_script_info_lists_the_switches_in_order(bench):
     [
         [],
         [True],
-        [True, "fix", "auto", "more", 5],
+        [True, "fix", "auto", "more", "fix", 5],
         ["yes", 3, None],
         [{"enabled": False}],
         [True, {"precision": "off"}, ["auto"]],
@@ -118,7 +118,12 @@ class InTheMiddle:
 
 @pytest.mark.parametrize(
     "args",
-    [[False], [True, "off", "auto", "off"], [True, "off", "float32", "off"], [False, "fix", "float32", "fix"]],
+    [
+        [False],
+        [True, "off", "auto", "off", "off"],
+        [True, "off", "float32", "off", "off"],
+        [False, "fix", "float32", "fix", "fix"],
+    ],
     ids=lambda args: f"Z19-D-{args}",
 )
 def test_off_leaves_no_hook_on_any_module(bench, args):

@@ -62,7 +62,7 @@ def test_an_infotext_without_valid_switches_changes_none(parameters):
         ([True], 0),
         ([True, "warn"], 0),
         ([True, "WARN ", " Float16"], 0),
-        ([True, "fix", "auto", "fix", 2], 1),
+        ([True, "fix", "auto", "fix", "fix", 2], 1),
         (["yes"], 1),
         ([None, None, None], 3),
         ([True, "repair"], 1),

@@ -56,7 +56,7 @@ def configure(data: Path, host_order: str) -> None:
 
 def _templates() -> dict[str, OptionInfo]:
     # Imported late: sd_models imports this module.
-    from modules import controlnet, devices, memory, previews, sd_models
+    from modules import controlnet, devices, extra_networks_lora, memory, previews, sd_models
 
     found = list(paths.subfolders("Stable-diffusion"))
     first = FIRST_CHECKPOINT if FIRST_CHECKPOINT in found else next(iter(found), "")
@@ -64,6 +64,7 @@ def _templates() -> dict[str, OptionInfo]:
     dtypes = {"choices": list(devices.DTYPES)}
     of_controlnet = {"choices": [controlnet.AS_MODEL, *devices.DTYPES]}
     storage, offload = {"choices": list(memory.STORAGE)}, {"choices": list(memory.OFFLOAD)}
+    methods = {"choices": extra_networks_lora.METHODS}
     kinds = {"choices": list(previews.KINDS)}
     return {
         "sd_model_checkpoint": OptionInfo(
@@ -89,6 +90,10 @@ def _templates() -> dict[str, OptionInfo]:
                 ),
                 "offload_mode": OptionInfo(memory.OFFLOAD[0], "Offload", gr.Radio, offload, reload),
             },
+        ),
+        **options_section(
+            ("lora", "LoRA"),
+            {"lora_method": OptionInfo(extra_networks_lora.METHODS[0], "How LoRAs are applied", gr.Radio, methods)},
         ),
         **options_section(
             ("ui", "Live previews"),
