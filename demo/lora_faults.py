@@ -49,7 +49,7 @@ def _without_effect() -> list[Fault]:
     title = "A LoRA whose file has layers of no part of this model"
     idle = "A LoRA that was saved before it learnt anything"
     return [
-        Fault("L18-D-nowhere", title, {}, with_loras("tiny-nowhere:1"), told="LG302"),
+        Fault("L18-D-nowhere", title, {}, with_loras("tiny-nowhere:1"), told="LG302", lost=TXT2IMG),
         Fault("L18-D-idle", idle, FUSED, with_loras("tiny-idle:1"), told="LG302", lost=TXT2IMG),
     ]
 

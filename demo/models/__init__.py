@@ -12,7 +12,7 @@ from demo.models import adapters, checkpoints
 from demo.models.sizes import SIZES
 
 #: Raised when the files change, so that an older folder is rebuilt.
-VERSION = "5"
+VERSION = "6"
 
 
 def build(folder: Path) -> Path:
@@ -50,4 +50,6 @@ def _write_all(folder: Path) -> None:
     adapters.write_kohya(lora / "tiny-overflown.safetensors", {"lora_unet": unet}, 6, overflown=True)
     adapters.write_kohya(lora / "tiny-nowhere.safetensors", {"lora_unet_elsewhere": unet}, 7)
     adapters.write_kohya(lora / "tiny-idle.safetensors", {"lora_unet": unet}, 8, strength=0.0)
+    for seed, family in enumerate(adapters.FAMILIES, 9):
+        adapters.write_of_family(lora / f"made-for-{family}.safetensors", family, seed)
     adapters.write_embedding(folder / "embeddings" / "tiny-style.safetensors", SIZES.clip_width, 2, 4)

@@ -69,6 +69,37 @@ def write_peft(path: Path, unet: nn.Module, seed: int) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+#: Some layers of each family as its trainers call them, with their real widths in and out.
+FAMILIES: dict[str, dict[str, tuple[int, int]]] = {
+    "sd2": {
+        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q": (640, 640),
+        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k": (1024, 640),
+        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_v": (1024, 640),
+    },
+    "sdxl": {
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q": (640, 640),
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k": (2048, 640),
+        "lora_unet_output_blocks_0_1_transformer_blocks_9_attn2_to_v": (2048, 1280),
+    },
+    "flux": {
+        "lora_unet_double_blocks_0_img_attn_qkv": (3072, 9216),
+        "lora_unet_double_blocks_0_img_mlp_0": (3072, 12288),
+        "lora_unet_single_blocks_0_modulation_lin": (3072, 9216),
+    },
+}
+
+
+def write_of_family(path: Path, family: str, seed: int) -> None:
+    """Write a LoRA for the real models of a family, which no tiny model is as wide as."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (into, out) in FAMILIES[family].items():
+        down, up = _pair(name, nn.Linear(into, out, device="meta"), seed)
+        tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+        tensors[f"{name}.alpha"] = torch.tensor(float(SIZES.lora_rank), dtype=torch.float16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={"ss_network_module": "networks.lora"})
+
+
 def write_embedding(path: Path, width: int, vectors: int, seed: int) -> None:
     """Write a textual inversion of `vectors` tokens, each `width` floats wide."""
     generator = torch.Generator().manual_seed(seed)

@@ -151,12 +151,14 @@ class LoraGuard:
         paranoid = bool(self._context.host.options().get(PARANOID, False))
         if not places or (MEMORY.knows(self, asked, places) and not paranoid):
             return asked
+        unsure = {place: handling.touched(place) for place in places if baseline_of(place.owner) is None}
         if self._repair or not handling.eager:
             handling.settle(asked)
         proven = True
         if self._repair or not handling.eager or not asked.loras:
+            known = [(place, _baseline(place, unsure.get(place, frozenset()))) for place in places]
             proven = self._compare(
-                handling, asked, places, partial(handling.activate_again, request, params, **options), request
+                handling, asked, known, partial(handling.activate_again, request, params, **options), request
             )
         MEMORY.note(self, asked, handling.places())
         if not proven:
@@ -170,18 +172,18 @@ class LoraGuard:
         self,
         handling: LoraHandling,
         asked: Asked,
-        places: Sequence[Place],
+        known: Sequence[tuple[Place, Baseline]],
         activate_again: Callable[[], None],
         request: Any,
     ) -> bool:
         """Whether the weights are, or are again, what they are to be."""
-        ladder = Ladder(handling, [(place, _baseline(handling, place)) for place in places])
+        ladder = Ladder(handling, known)
         strays, lingering = ladder.strays(), list(handling.lingering(asked))
         if not any(strays.values()) and not lingering:
             ladder.renew()
             self._mind_conditioning(handling, asked, request)
             return True
-        finding = self._residue(handling, asked, places, strays, lingering)
+        finding = self._residue(handling, asked, known, strays, lingering)
         if not self._repair:
             self._context.say(finding, None)
             return False
@@ -197,12 +199,13 @@ class LoraGuard:
 
     def _mind_conditioning(self, handling: LoraHandling, asked: Asked, request: Any) -> None:
         """Text that was encoded under other LoRAs outlives clean weights, where the cache's key does not tell."""
-        if not self._repair or MEMORY.encoded_alike(asked):
+        known = MEMORY.last if MEMORY.trusted else None
+        if not self._repair or known == asked:
             return
         outlived = handling.forget_conditioning(request)
-        if outlived and MEMORY.last is not None:
-            saw = f"{_named(asked)}, but the prompt was kept as encoded under {_listed(MEMORY.last) or 'no LoRA'}"
-            evidence: dict[str, Primitive] = {"entries": outlived, "loras": _listed(MEMORY.last)}
+        if outlived and known is not None:
+            saw = f"{_named(asked)}, but the prompt was kept as encoded under {_listed(known) or 'no LoRA'}"
+            evidence: dict[str, Primitive] = {"entries": outlived, "loras": _listed(known)}
             self._context.say(
                 Finding("LG305", self.name, "text_encoder", "", saw, evidence),
                 Repair("will be encoded anew", "cache empty", 0.0),
@@ -212,17 +215,16 @@ class LoraGuard:
         self,
         handling: LoraHandling,
         asked: Asked,
-        places: Sequence[Place],
+        known: Sequence[tuple[Place, Baseline]],
         strays: dict[str, list[str]],
         lingering: Sequence[str],
     ) -> Finding:
-        owners = {place.component: place.owner for place in places}
+        total = {place.component: len(layers(list(baseline.sums))) for place, baseline in known}
         counts = {component: len(layers(names)) for component, names in strays.items() if names}
         where = " and ".join(
-            f"{count} of {_layers_in(owners[component])} {component.replace('_', ' ')} layers"
-            for component, count in counts.items()
+            f"{count} of {total[component]} {component.replace('_', ' ')} layers" for component, count in counts.items()
         )
-        left = ", ".join(dict.fromkeys([*MEMORY.suspects(asked), *map(_short, lingering)]))
+        left = ", ".join(dict.fromkeys([*MEMORY.suspects(), *map(_short, lingering)]))
         carried = f'still carry "{left}"' if left else "are not the checkpoint's"
         told = f"{where} {carried}" if where else f'"{left}" would still act'
         evidence: dict[str, Primitive] = {
@@ -291,16 +293,18 @@ class LoraGuard:
         self._context.say(Finding("LG301", self.name, "lora", "", saw, evidence), None)
 
 
-def _baseline(handling: LoraHandling, place: Place) -> Baseline:
-    """The baseline of a component, taken now where it has none or other weights were loaded into it."""
+def _baseline(place: Place, unsure: frozenset[str]) -> Baseline:
+    """The baseline of a component, taken now where it has none or other weights were loaded into it.
+
+    unsure: weights that a LoRA may be in, because LibGuard was off until now.
+    """
     known = baseline_of(place.owner)
     if known is not None and place.origin in ("", known.origin):
         return known
     files = tuple((path, *stamp(path)) for path in place.files)
     sums = measure(place.owner)
-    changed_before = handling.touched(place)
-    if changed_before:  # LibGuard was off, and it is not known what is in these
-        sums |= fingerprints_in_files(place.owner, place.files, place.prefix, changed_before)
+    if unsure:
+        sums |= fingerprints_in_files(place.owner, place.files, place.prefix, unsure)
     taken = Baseline(place.origin, files, place.prefix, sums)
     keep(place.owner, taken)
     return taken
@@ -315,11 +319,6 @@ def _is_later_step(args: tuple[Any, ...], options: dict[str, Any]) -> bool:
 def _should_act(strengths: Sequence[object]) -> bool:
     numbers = [one for one in strengths if isinstance(one, (int, float))]
     return not numbers or any(numbers)
-
-
-def _layers_in(owner: Any) -> int:
-    baseline = baseline_of(owner)
-    return len(layers(list(baseline.sums))) if baseline else 0
 
 
 def _named(asked: Asked) -> str:

@@ -48,12 +48,13 @@ class Memory:
         """The weights may be anything from here on."""
         self._trusted = False
 
-    def encoded_alike(self, asked: Asked) -> bool:
-        """Whether text that is cached is known to have been encoded under the same LoRAs."""
-        return self._trusted and self.last == asked
+    @property
+    def trusted(self) -> bool:
+        """Whether `last` is what the weights, and what was encoded with them, come from."""
+        return self._trusted
 
-    def suspects(self, asked: Asked) -> list[str]:
-        """The LoRAs whose rest may be in the weights, when `asked` finds them changed."""
+    def suspects(self) -> list[str]:
+        """The LoRAs whose rest may be in the weights, when they are found changed."""
         return list(dict.fromkeys(self._names))
 
     def _is_same(self, places: Sequence[Place]) -> bool:

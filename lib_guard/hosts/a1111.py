@@ -55,9 +55,11 @@ import torch
 from ..findings import Finding, Repair
 from ..tensors.dtypes import dtype_name, is_compute
 from ..tensors.layers import is_compiled
+from .a1111_lora import A1111LoraHandling
 from .base import DECODE, Arrival, Boundary, Detour, Shield
 from .diffusers import vae_boundaries
 from .ldm import LdmHost
+from .lora_handling import LoraHandling
 from .seams import Seam
 from .webui import COMMON_SEAMS
 
@@ -103,6 +105,20 @@ class A1111Host(LdmHost):
             guards=("precision", "finite"),
         ),
         Seam(
+            "modules.extra_networks",
+            "extra_network_registry",
+            "modules/extra_networks.py:11",
+            "the Lora extension's `activate`",
+            guards=("lora",),
+        ),
+        Seam(
+            "modules.processing",
+            "StableDiffusionProcessing.cached_c",
+            "modules/processing.py:180",
+            "a cache of encoded prompts, which every request holds",
+            guards=("lora",),
+        ),
+        Seam(
             "modules.sd_samplers_cfg_denoiser",
             "CFGDenoiser",
             "modules/sd_samplers_cfg_denoiser.py:34",
@@ -114,6 +130,7 @@ class A1111Host(LdmHost):
     def __init__(self) -> None:
         super().__init__()
         self._clean: _Borrowed | None = None
+        self._lora_handling = A1111LoraHandling()
 
     @property
     def title(self) -> str:  # type: ignore[override] # read when it is said, behind the check of the seams
@@ -159,6 +176,10 @@ class A1111Host(LdmHost):
         """See `Host`. None without the Lora extension, whose module this is."""
         networks = sys.modules.get("networks")
         return [Shield(networks, "network_forward", _detour)] if hasattr(networks, "network_forward") else ()
+
+    def lora_handling(self) -> LoraHandling:
+        """See `Host`."""
+        return self._lora_handling
 
     def remember(self, request: Any) -> None:
         """See `Host`. While Regional Prompter's patch is in place the state is its own, not the user's."""

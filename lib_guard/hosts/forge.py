@@ -51,7 +51,9 @@ from ..tensors.layers import is_compiled
 from .base import DECODE, ENCODE, Arrival, Boundary, Entry
 from .checkout import commit_of
 from .diffusers import vae_boundaries
+from .forge_lora import ForgeLoraHandling
 from .ldm import LdmHost
+from .lora_handling import LoraHandling
 from .seams import Seam
 from .webui import COMMON_SEAMS
 
@@ -91,7 +93,41 @@ class ForgeHost(LdmHost):
             "counts the calls of the UNet as `step` and `steps`",
             guards=("finite",),
         ),
+        Seam(
+            "modules.extra_networks",
+            "extra_network_registry",
+            "modules/extra_networks.py:8",
+            "the Lora extension's `activate`",
+            guards=("lora",),
+        ),
+        Seam(
+            "backend.patcher.lora",
+            "LoraLoader.refresh",
+            "backend/patcher/lora.py:352",
+            "puts weights back and merges into them; reForge and Classic have no such thing",
+            ("lora_patches", "offload_device", "force_refresh"),
+            ("lora",),
+        ),
+        Seam(
+            "backend.memory_management",
+            "unload_model_clones",
+            "backend/memory_management.py:552",
+            "takes a component's clones for not loaded, so that LoRAs are merged anew",
+            ("model",),
+            ("lora",),
+        ),
+        Seam(
+            "modules.processing",
+            "StableDiffusionProcessing.cached_c",
+            "modules/processing.py:176",
+            "a cache of encoded prompts, which every request holds",
+            guards=("lora",),
+        ),
     )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lora_handling = ForgeLoraHandling()
 
     @property
     def title(self) -> str:  # type: ignore[override] # read when it is said, behind the check of the seams
@@ -127,6 +163,10 @@ class ForgeHost(LdmHost):
         from modules import sd_models
 
         return [Arrival(sd_models, "forge_model_reload")]
+
+    def lora_handling(self) -> LoraHandling:
+        """See `Host`."""
+        return self._lora_handling
 
     def explain(self, finding: Finding) -> Finding:
         """See `Host`."""

@@ -30,6 +30,8 @@ from ..findings import Finding
 from .base import DECODE, Arrival, Boundary
 from .checkout import commit_of
 from .diffusers import pipeline_boundaries
+from .lora_handling import LoraHandling
+from .sdnext_lora import SdNextLoraHandling
 from .seams import Seam
 from .webui import COMMON_SEAMS, WebUiHost
 
@@ -119,11 +121,28 @@ class SdNextHost(WebUiHost):
             "loaded_networks",
             "modules/lora/lora_common.py:19",
             "the LoRAs of the request; each has a name and a `network_on_disk.filename`",
-            guards=("finite",),
+            guards=("finite", "lora"),
+        ),
+        Seam(
+            "modules.lora.extra_networks_lora",
+            "ExtraNetworkLora.activate",
+            "modules/lora/extra_networks_lora.py:191",
+            "loads, removes and applies a request's LoRAs",
+            ("params_list",),
+            ("lora",),
+        ),
+        Seam(
+            "modules.lora.lora_apply",
+            "network_apply_weights",
+            "modules/lora/lora_apply.py:237",
+            "puts a layer back from its copy",
+            ("updown", "ex_bias", "device"),
+            ("lora",),
         ),
     )
 
     def __init__(self) -> None:
+        self._lora_handling = SdNextLoraHandling()
         self._ends: list[tuple[weakref.ref[Any], Callable[[], None]]] = []
 
     @classmethod
@@ -190,6 +209,10 @@ class SdNextHost(WebUiHost):
         from modules.lora import lora_common
 
         return [(str(one.name), Path(one.network_on_disk.filename)) for one in lora_common.loaded_networks]
+
+    def lora_handling(self) -> LoraHandling:
+        """See `Host`."""
+        return self._lora_handling
 
     def tab(self, request: Any) -> str:
         """See `Host`. The request's class is named for it (processing_class.py); all have `init_images`."""

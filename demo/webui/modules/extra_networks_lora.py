@@ -73,10 +73,15 @@ def _adapters(pipe: Any) -> dict[str, list[str]]:
 
 
 def _load(pipe: Any, names: list[str]) -> None:
+    """A file that fits no layer, or none of this size, is reported and left out (SD.Next modules/lora/lora_load.py:296,
+    A1111 extensions-builtin/Lora/networks.py `load_networks`)."""
     for name in names:
         path = paths.files("Lora", ".safetensors")[name]
-        # Folder and file apart: offline, diffusers insists on being told the file.
-        pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=adapter_name(name))
+        try:
+            # Folder and file apart: offline, diffusers insists on being told the file.
+            pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=adapter_name(name))
+        except (RuntimeError, ValueError) as error:
+            errors.display(error, f"loading network {path}")
 
 
 def _layers(pipe: Any, adapter: str) -> dict[str, list[str]]:

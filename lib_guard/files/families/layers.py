@@ -99,8 +99,9 @@ class Layer:
 
     @property
     def first(self) -> Part:
-        """Any of its tensors, for where only the name matters."""
-        return next(iter(self.parts.values()))
+        """One of its tensors, for where only the name matters; a matrix before a number."""
+        parts = list(self.parts.values())
+        return next((part for part in parts if part.entry.shape), parts[0])
 
     @property
     def missing(self) -> str:

@@ -195,7 +195,7 @@ def settle(rules: Iterable[Iterable[Clue]]) -> Settled:
     remarks: list[str] = []
     certain, disputed = False, False
     for rule in rules:
-        clues = _distinct(rule)
+        clues = distinct(rule)
         said = _common(one.families for one in clues)
         if said is None:
             continue
@@ -222,7 +222,7 @@ def _common(families: Iterable[frozenset[str]]) -> frozenset[str] | None:
     return frozenset.intersection(*sets) if sets else None
 
 
-def _distinct(rule: Iterable[Clue]) -> Sequence[Clue]:
+def distinct(rule: Iterable[Clue]) -> Sequence[Clue]:
     """One clue for each set of families, a certain one before a likely one."""
     found: dict[frozenset[str], Clue] = {}
     for one in rule:

@@ -136,7 +136,11 @@ FORGE = Kind(
     settings={"sd_model_checkpoint": "randomsd15.safetensors"},
     write_models=_write_forge_models,
     ready="Startup time",
-    environment={"MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1", "IGNORE_CMD_ARGS_ERRORS": "1"},
+    environment={
+        **{"MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1", "IGNORE_CMD_ARGS_ERRORS": "1"},
+        # It goes through a LoRA's layers as a set: how far it gets before one of them raises.
+        "PYTHONHASHSEED": "0",
+    },
 )
 
 KINDS: dict[str, Kind] = {"sdnext": SDNEXT, "a1111": A1111, "forge": FORGE}

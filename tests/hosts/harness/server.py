@@ -77,8 +77,8 @@ class Server:
         """Start the process, and return when the API answers. Raises `HostFailedError` when it does not."""
         python = self.kind.python(self.folder)
         data = ["--data-dir", str(self.data), "--port", str(self.port)]
-        flags = [flag.format(data=self.data) for flag in self.kind.flags]
-        command = [str(python), "launch.py", *data, *flags, *self._flags]
+        flags = [flag.format(data=self.data) for flag in (*self.kind.flags, *self._flags)]
+        command = [str(python), "launch.py", *data, *flags]
         # As with the environment activated: SD.Next restarts itself as `python`, which is looked up (installer.py:413).
         path = os.pathsep.join([str(python.parent), os.environ.get("PATH", "")])
         environment = {**os.environ, **ENVIRONMENT, **self.kind.environment, TOKEN_VARIABLE: self._token, "PATH": path}

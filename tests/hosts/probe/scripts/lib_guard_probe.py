@@ -268,6 +268,27 @@ def no_networks_in_vae(on: bool) -> dict[str, Any]:
     return {}
 
 
+_unbroken: list[Callable[..., Any]] = []
+
+
+def break_network(name: str, layer: str = "") -> dict[str, Any]:
+    """Have a LoRA's product fail in the layers whose name holds `layer`, with an exception that the host does not
+    expect there (it catches RuntimeError alone, networks.py:481), as a damaged file's does; or again as before when
+    `layer` is empty."""
+    kind = sys.modules["network_lora"].NetworkModuleLora
+    if not _unbroken:
+        _unbroken.append(kind.calc_updown)
+    original = _unbroken[0]
+
+    def calc_updown(self: Any, weight: torch.Tensor) -> Any:
+        if layer and self.network.name == name and layer in self.network_key:
+            raise KeyError(layer)
+        return original(self, weight)
+
+    kind.calc_updown = calc_updown
+    return {}
+
+
 def forget_conditioning() -> dict[str, Any]:
     """Empty the caches of encoded prompts: they outlive LoRAs and options, so that two sequences would not be alike."""
     processing = sys.modules["modules.processing"]
@@ -388,6 +409,61 @@ def declared() -> str:
 def tiled_always() -> bool:
     """Whether the host decodes every picture in tiles."""
     return bool(sys.modules["backend.memory_management"].VAE_ALWAYS_TILED)
+
+
+def unlike_file() -> list[str]:
+    """The weights of UNet and text encoder that are not, bit for bit, what the checkpoint's file holds in their dtype.
+    The names are those of a Stable Diffusion 1."""
+    from safetensors import safe_open
+
+    objects = _model().forge_objects_original
+    parts = {
+        "model.diffusion_model.": objects.unet.model.diffusion_model,
+        "cond_stage_model.transformer.": objects.clip.cond_stage_model.clip_l.transformer,
+    }
+    with safe_open(_model().filename, "pt") as file:
+        held = set(file.keys())
+        return [
+            prefix + name
+            for prefix, part in parts.items()
+            for name, tensor in part.named_parameters()
+            if prefix + name in held and not _equal_bits(tensor, file.get_tensor(prefix + name).to(tensor.dtype))
+        ]
+
+
+def _equal_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    raw = [tensor.detach().contiguous().view(torch.uint8) for tensor in (one, other)]
+    return one.shape == other.shape and torch.equal(*raw)
+
+
+_failing: list[Callable[[], None]] = []
+
+
+def fail_in(place: str, call: int = 0) -> dict[str, Any]:
+    """Raise at the call number `call` of a place of a generation, counted from 0 from now on, and at all that follow;
+    an empty place ends it. Places: `merge` (a weight into which a LoRA is merged), `clone` (a LoRA that is noted),
+    `text_encoder`, `unet`, `decode`."""
+    while _failing:
+        _failing.pop()()
+    calls = iter(range(1 << 30))
+
+    def count(*_: Any) -> None:
+        if next(calls) >= call:
+            raise ProbeError(f"the row asked for an error in {place}")
+
+    functions = {
+        "merge": ("backend.patcher.lora", "merge_lora_to_weight"),
+        "clone": ("networks", "load_lora_for_models"),
+    }
+    if place in functions:
+        owner, name = sys.modules[functions[place][0]], functions[place][1]
+        before = getattr(owner, name)
+        setattr(owner, name, lambda *args, **kwargs: (count(), before(*args, **kwargs))[1])
+        _failing.append(lambda: setattr(owner, name, before))
+    elif place:
+        modules = {"text_encoder": components()["clip"].clip_l.transformer, "unet": denoiser(), "decode": vae().decoder}
+        _failing.append(modules[place].register_forward_pre_hook(count).remove)
+    return {}
 
 
 def script_order(method: str) -> list[str]:
@@ -559,9 +635,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     call.__name__: call
     for call in (
         *(damage, convert, align, weights, dtypes, marks, ledger, watch_hooks, at_step, reload_ui, detector, control),
-        *(no_networks_in_vae, forget_conditioning, borrowed, script_order),
+        *(no_networks_in_vae, break_network, forget_conditioning, borrowed, script_order),
         *(upcast_vae, float_copy, own_methods, install_extension),
-        *(load, restore, seed, declare, agree, manual_cast, declared, tiled_always),
+        *(load, restore, seed, declare, agree, manual_cast, declared, tiled_always, unlike_file, fail_in),
     )
 }
 

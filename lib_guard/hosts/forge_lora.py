@@ -1,0 +1,466 @@
+"""How Forge puts LoRAs into the model: all of a component's at once, when the component is next brought to its device.
+
+Of Forge (dfdcbab6, 2.0.1v1.10.1) this relies on:
+  extra_network_registry["lora"].activate(p, params)
+                                  sd_forge_lora/extra_networks_lora.py:13; fills `networks.loaded_networks` and calls
+                                  load_networks. When it raises (a file that cannot be read, a name that is not there),
+                                  the host calls it once more with no tags at all (modules/extra_networks.py:136-147)
+  load_networks                   sd_forge_lora/networks.py:72: notes the set in `sd_model.current_lora_hash` before it
+                                  has read a file, does nothing when the same is noted already, and else makes clones of
+                                  the patchers of `forge_objects_original`, which `forge_objects_after_applying_lora`
+                                  holds from then on
+  patcher.lora_patches            {(filename, strength, 1.0, online): {weight: [[strength, (kind, tensors), ...]]}} of
+                                  one clone (backend/patcher/base.py:131); the weight's name is a path in `.model`
+  memory_management.load_models_gpu
+                                  :611: calls `refresh_loras` of a clone, unless that very clone is in
+                                  `current_loaded_models`; of several clones of a model one is
+  LoraLoader.refresh              backend/patcher/lora.py:351: does nothing when the set's name is the noted one
+                                  (`loaded_hash`); else puts `backup` back, which are the weights themselves from
+                                  before, and merges anew. The name is noted last: after a merge that raised half way it
+                                  is the one from before
+  forge_online_loras              on a layer whose LoRA is added when it is called ("Diffusion in Low Bits", LoRA in
+                                  fp16); its weights are not changed
+  processing.py:937-957           every batch begins from `forge_objects_original`, and takes what
+                                  `forge_objects_after_applying_lora` holds, also where extra networks are disabled and
+                                  nothing was activated
+  load_lora_state_dict            networks.py:57: what was read is kept by the file's name alone
+  p.cached_c, .cached_uc, .cached_hr_c, .cached_hr_uc
+                                  lists of the classes, [key, encoded, infotext]; the key holds the tags of the prompt
+                                  and nothing else of what LoRAs do (processing.py:413)
+  sd_models.forge_model_reload    loads anew when `model_data.forge_hash` is not that of what is chosen
+
+Everything that touches weights does it in inference mode, in which Forge made them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..hooks import MARK
+from .lora_handling import Asked, LoraUse, Place, Reach
+
+#: What Forge calls "no LoRA", as the name of a set.
+_NONE = str([])
+
+#: What caches of encoded prompts are called, on the request and on its classes.
+_CACHES = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
+
+#: Which tags and which prompts a request has, for both of its passes.
+_TAGS = ("extra_network_data", "hr_extra_network_data")
+_PROMPTS = ("prompts", "negative_prompts", "hr_prompts", "hr_negative_prompts")
+
+#: A LoRA that is added to a layer's result; the layer does not know its name.
+_ONLINE = "a LoRA that is applied on the fly"
+
+
+class ForgeLoraHandling:
+    """See the module's docstring and `LoraHandling`."""
+
+    eager = False
+
+    def __init__(self) -> None:
+        #: What was asked for last, and the tags that this was.
+        self._asked = Asked()
+        self._tags: list[Any] | None = None
+        #: The keys of encoded prompts that are in the host's caches, with what was asked for when they were encoded.
+        self._encoded: list[tuple[Any, Asked]] = []
+        #: Of each file a tensor that the host holds, and the file's stamp when it was first seen.
+        self._read: dict[Path, tuple[weakref.ref[torch.Tensor], tuple[int, int]]] = {}
+
+    def activation(self) -> tuple[object, str] | None:
+        """See `LoraHandling`."""
+        from modules import extra_networks
+
+        network = extra_networks.extra_network_registry.get("lora")
+        return (network, "activate") if network is not None and _networks() is not None else None
+
+    def places(self) -> Sequence[Place]:
+        """See `LoraHandling`."""
+        return [part.place for part in _parts()]
+
+    def asked(self, request: Any, params: Sequence[Any] | None, **options: Any) -> Asked:
+        """See `LoraHandling`. The host has just filled its list from these tags, and `sd_lora` has been added."""
+        self._note_encoded(request)
+        self._tags = None if params is None else list(params)
+        uses = () if params is None else tuple(_use(_networks(), tag) for tag in params)
+        self._asked = Asked(uses, (_is_online(),))
+        for use in uses:
+            self._note_read(use)
+        return self._asked
+
+    def settle(self, asked: Asked) -> None:
+        """See `LoraHandling`.
+
+        A component that no LoRA is noted for is refreshed as the host will: nothing happens where it believes that
+        there is nothing to do. For one that some are noted for the backups are put back, which is the first half of
+        what the host does when it merges another set; that it also merges, it must not find the clone loaded. Where
+        nothing is asked for and some are noted all the same, the host would leave them in.
+        """
+        with torch.inference_mode():
+            for part in _parts():
+                patcher = part.applied
+                if not patcher.lora_patches and not _is_loaded(patcher):
+                    patcher.refresh_loras()
+                elif patcher.lora_patches and asked.loras and _is_applied(patcher.lora_loader):
+                    _refresh(patcher)
+                    _memory_management().unload_model_clones(patcher)
+
+    def lingering(self, asked: Asked) -> Sequence[str]:
+        """See `LoraHandling`."""
+        wanted = {use.file for use in asked.loras}
+        found = {
+            Path(filename).stem: None
+            for part in _parts()
+            for patcher in (part.applied, part.present)
+            for filename, *_ in patcher.lora_patches
+            if Path(filename) not in wanted
+        }
+        online = any(part.applied.lora_loader.online_backup and not part.applied.lora_patches for part in _parts())
+        return [*found, *([_ONLINE] if online and not found else [])]
+
+    def unload(self) -> None:
+        """See `LoraHandling`. The clones are let go of as well: they would bring their LoRAs back."""
+        try:
+            with torch.inference_mode():
+                for part in _parts():
+                    _refresh(part.original)
+        finally:
+            _let_go_of_clones()
+
+    def copies(self, place: Place) -> Mapping[str, torch.Tensor]:
+        """See `LoraHandling`."""
+        part = _part_of(place)
+        return dict(part.own_names(part.original.lora_loader.backup)) if part is not None else {}
+
+    def touched(self, place: Place) -> frozenset[str]:
+        """See `LoraHandling`. Where a merge has raised, copies are there and `settle` does not put them back."""
+        return frozenset(self.copies(place))
+
+    def forget_records(self) -> None:
+        """See `LoraHandling`."""
+        for part in _parts():
+            loader = part.original.lora_loader
+            for layer in set(loader.online_backup):
+                vars(layer).pop("forge_online_loras", None)
+            loader.backup, loader.online_backup, loader.loaded_hash = {}, [], _NONE
+        _let_go_of_clones()
+
+    def activate_again(self, request: Any, params: Sequence[Any] | None, **options: Any) -> None:
+        """See `LoraHandling`. Without LibGuard in between, which may be on the method."""
+        found = self.activation()
+        if found is None or params is None:
+            return
+        activate: Callable[..., Any] = getattr(*found)
+        while hasattr(activate, MARK):
+            activate = activate.__wrapped__  # type: ignore[attr-defined]
+        activate(request, params)
+
+    def forget_conditioning(self, request: Any) -> int:
+        """See `LoraHandling`. An entry counts when it is known to have been encoded under another set."""
+        tags = self._tags_of(request)
+        own = [list(found) for name in _PROMPTS if isinstance(found := getattr(request, name, None), (list, tuple))]
+        outlived = 0
+        for cache in _caches(request):
+            under = next((asked for key, asked in self._encoded if key is cache[0]), self._asked)
+            outlived += under != self._asked and _has_key_of(cache, tags, own)
+            cache[:] = [None] * len(cache)
+        self._encoded.clear()
+        return outlived
+
+    def reload(self) -> None:
+        """See `LoraHandling`. Where it fails the hash stays empty, so that the next request loads."""
+        from modules import sd_models
+
+        sd_models.model_data.forge_hash = ""
+        sd_models.forge_model_reload()
+
+    def interrupted(self) -> bool:
+        """See `LoraHandling`. Weights are changed before sampling begins, interrupted or not."""
+        return False
+
+    def reach(self, use: LoraUse, places: Sequence[Place]) -> Reach | None:
+        """See `LoraHandling`. Also a file that was read may have left no patch: none of its layers was known."""
+        if use.file is None or not _is_listed(use.file):
+            return None
+        weights: dict[str, frozenset[str]] = {}
+        online = False
+        for place in places:
+            part = _part_of(place)
+            patches = [] if part is None else list(_patches(part.applied, use.file))
+            online = online or any(identifier[3] for identifier, _ in patches)
+            names = frozenset(name for _, held in patches if part for name, _ in part.own_names(held))
+            if names:
+                weights[place.component] = names
+        count = sum(len({name.rpartition(".")[0] for name in names}) for names in weights.values())
+        return Reach(count, None if online else weights)
+
+    def stale(self, use: LoraUse) -> bool:
+        """See `LoraHandling`."""
+        known = self._read.get(use.file) if use.file is not None else None
+        return known is not None and known[1] != use.stamp
+
+    def permanent_fix(self) -> tuple[str, str]:
+        """See `LoraHandling`. Asked before anything is repaired, so the host's state still tells."""
+        if self._tags is None and self.activation() is not None:
+            return (
+                "An extension or an API client has extra networks disabled for this request, and Forge then goes on"
+                " with the LoRAs of the one before.",
+                "Switch off the extension, or the client's disable_extra_networks.",
+            )
+        if any(_is_half_way(part.original.lora_loader) for part in _parts()):
+            return (
+                "Merging a LoRA failed half way, and Forge takes note of what it merges only at the end"
+                " (backend/patcher/lora.py).",
+                "Leave out the LoRA whose request failed: it was made for another model, or memory did not suffice.",
+            )
+        return "", ""
+
+    # What is known from one activation to the next.
+
+    def _note_encoded(self, request: Any) -> None:
+        """What came into the caches since the last time was encoded under what was asked for then."""
+        known = {id(key): asked for key, asked in self._encoded}
+        keys = [cache[0] for cache in _caches(request) if cache[0] is not None]
+        self._encoded = [(key, known.get(id(key), self._asked)) for key in keys]
+
+    def _tags_of(self, request: Any) -> Mapping[str, Any] | None:
+        """The tags in the keys of what this activation's text is encoded as: of the two passes' those that it was
+        given. An option may have added one, which no key tells."""
+        held = [found for name in _TAGS if isinstance(found := getattr(request, name, None), dict)]
+        given = self._tags or []
+        fitting = [tags for tags in held if given[: len(tags.get("lora", ()))] == list(tags.get("lora", ()))]
+        return max(fitting, key=lambda tags: len(tags.get("lora", ())), default=held[0] if held else None)
+
+    def _note_read(self, use: LoraUse) -> None:
+        """The host holds the very tensors that it has read, as long as it does not read the file again."""
+        patches = (held for part in _parts() if use.file for _, held in _patches(part.applied, use.file))
+        tensor = next((found for held in patches for found in _tensors(held)), None)
+        if use.file is None or tensor is None:
+            return
+        known = self._read.get(use.file)
+        if known is None or known[0]() is not tensor:
+            self._read[use.file] = (weakref.ref(tensor), use.stamp)
+
+
+# The model and its clones.
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A component that LoRAs change.
+
+    path: where it is in the patchers' model, with a dot at the end. original, applied, present: the patchers of
+    `forge_objects_original`, `forge_objects_after_applying_lora` and `forge_objects`; all have one model and one
+    loader, and each has patches of its own.
+    """
+
+    place: Place
+    path: str
+    original: Any
+    applied: Any
+    present: Any
+
+    def own_names(self, held: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        """What is held by the names of the patchers' model, by those of the component."""
+        return ((name.removeprefix(self.path), one) for name, one in held.items() if name.startswith(self.path))
+
+
+def _parts() -> list[_Part]:
+    """Empty when no model is loaded, and where patchers are not of the kind that is described above."""
+    from modules import sd_models
+
+    model = sd_models.model_data.sd_model
+    if getattr(model, "forge_objects_original", None) is None:
+        return []
+    unets, clips = _patchers(model, "unet"), _patchers(model, "clip")
+    parts = [_Part(place, path, *clips) for place, path in _text_encoders(model, clips)] if clips else []
+    return [*parts, *(_Part(place, path, *unets) for place, path in _denoiser(model, unets))] if unets else parts
+
+
+def _patchers(model: Any, name: str) -> tuple[Any, Any, Any] | None:
+    held = (model.forge_objects_original, model.forge_objects_after_applying_lora, model.forge_objects)
+    wrappers = [getattr(objects, name, None) for objects in held]
+    original, *others = [getattr(one, "patcher", one) for one in wrappers]
+    if not hasattr(original, "lora_loader"):
+        return None
+    applied, present = (one if hasattr(one, "lora_patches") else original for one in others)
+    return original, applied, present
+
+
+def _denoiser(model: Any, patchers: tuple[Any, Any, Any]) -> Iterator[tuple[Place, str]]:
+    found = getattr(patchers[0].model, "diffusion_model", None)
+    if isinstance(found, torch.nn.Module):
+        component = "unet" if hasattr(found, "input_blocks") else "transformer"
+        yield _place(model, component, found, "model.diffusion_model."), "diffusion_model."
+
+
+def _text_encoders(model: Any, patchers: tuple[Any, Any, Any]) -> Iterator[tuple[Place, str]]:
+    number = 0
+    for index, (name, child) in enumerate(patchers[0].model.named_children()):
+        found = getattr(child, "transformer", None)
+        if isinstance(found, torch.nn.Module):
+            number += 1
+            component = f"text_encoder_{number}" if number > 1 else "text_encoder"
+            yield _place(model, component, found, _prefix(model, index, name)), f"{name}.transformer."
+
+
+def _prefix(model: Any, index: int, name: str) -> str:
+    """As checkpoints have it. Encoders of OpenCLIP's have other names there altogether."""
+    if getattr(model, "is_sdxl", False):
+        return f"conditioner.embedders.{index}.transformer."
+    if getattr(model, "is_sd1", False) or getattr(model, "is_sd2", False):
+        return "cond_stage_model.transformer."
+    return f"text_encoders.{name}.transformer."
+
+
+def _place(model: Any, component: str, owner: torch.nn.Module, prefix: str) -> Place:
+    """Files that were chosen beside the checkpoint (VAE / Text Encoder) take the place of what it holds."""
+    from modules import sd_models
+
+    more = sd_models.model_data.forge_loading_parameters.get("additional_modules") or ()
+    files = tuple(Path(str(one)) for one in (*more, model.filename))
+    return Place(component, owner, f"{model.filename} {getattr(model, 'sd_model_hash', '')}", files, prefix)
+
+
+def _part_of(place: Place) -> _Part | None:
+    return next((part for part in _parts() if part.place.owner is place.owner), None)
+
+
+def _is_loaded(patcher: Any) -> bool:
+    """Whether the host takes this very clone for brought to its device, so that it will not refresh it."""
+    return any(one.model is patcher for one in _memory_management().current_loaded_models)
+
+
+def _memory_management() -> Any:
+    return importlib.import_module("backend.memory_management")
+
+
+def _is_applied(loader: Any) -> bool:
+    return bool(loader.backup or loader.online_backup or loader.loaded_hash != _NONE)
+
+
+def _is_half_way(loader: Any) -> bool:
+    """Whether there is something to be put back, though none is noted."""
+    return bool(loader.backup or loader.online_backup) and loader.loaded_hash == _NONE
+
+
+def _refresh(patcher: Any) -> None:
+    """Put everything back, whatever is noted. No weight is computed for it: the backups are hung up again."""
+    patcher.lora_loader.refresh(lora_patches={}, offload_device=patcher.offload_device, force_refresh=True)
+
+
+def _let_go_of_clones() -> None:
+    """Have the model stand as after loading; all the records together, or the next set would be left out."""
+    from modules import sd_models
+
+    model = sd_models.model_data.sd_model
+    if getattr(model, "forge_objects_original", None) is None:
+        return
+    before, model.forge_objects_after_applying_lora = (
+        model.forge_objects_after_applying_lora,
+        model.forge_objects_original.shallow_copy(),
+    )
+    for name in ("unet", "clip"):
+        _let_go_of(name, model, getattr(before, name, None))
+    model.current_lora_hash = _NONE
+    networks = _networks()
+    if networks is not None:
+        networks.loaded_networks.clear()
+
+
+def _let_go_of(name: str, model: Any, before: Any) -> None:
+    """In the batch's own objects. A clone that an extension has made for this batch keeps what else is on it."""
+    present: Any = getattr(model.forge_objects, name, None)
+    patcher: Any = getattr(present, "patcher", present)
+    if present is before:
+        setattr(model.forge_objects, name, getattr(model.forge_objects_original, name))
+    elif getattr(patcher, "lora_patches", None):
+        patcher.lora_patches = {}
+
+
+# The Lora extension.
+
+
+def _networks() -> ModuleType | None:
+    found = sys.modules.get("networks")
+    return found if hasattr(found, "loaded_networks") else None
+
+
+def _use(networks: ModuleType | None, tag: Any) -> LoraUse:
+    """One tag, `<lora:name:te:unet:dyn>` or with names (extra_networks_lora.py:30-41)."""
+    positional, named = list(tag.positional), dict(tag.named)
+    name = str(positional[0]) if positional else ""
+    text = named.get("te", positional[1] if len(positional) > 1 else 1.0)
+    unet = named.get("unet", positional[2] if len(positional) > 2 else text)
+    return LoraUse.of(name, _file_of(networks, name), (_number(text), _number(unet)))
+
+
+def _number(text: Any) -> float | str:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return str(text)
+
+
+def _file_of(networks: ModuleType | None, name: str) -> str | None:
+    """As the host looks it up (networks.py:83), also where it could not read it."""
+    if networks is None:
+        return None
+    loaded = next((one.network_on_disk for one in networks.loaded_networks if one.name == name), None)
+    alias = None if name.lower() in networks.forbidden_network_aliases else networks.available_network_aliases.get(name)
+    found = loaded or alias or networks.available_networks.get(name)
+    return str(found.filename) if found is not None else None
+
+
+def _is_listed(file: Path) -> bool:
+    """Whether the host has this file among those of the request."""
+    loaded = getattr(_networks(), "loaded_networks", ())
+    return any(Path(one.network_on_disk.filename) == file for one in loaded)
+
+
+def _is_online() -> bool:
+    arguments = getattr(importlib.import_module("backend.args"), "dynamic_args", {})
+    return bool(arguments.get("online_lora", False))
+
+
+def _patches(patcher: Any, file: Path) -> Iterator[tuple[tuple[Any, ...], Mapping[str, Any]]]:
+    """The patches of one file, by their identifiers; a file may be asked for in two strengths."""
+    return ((key, held) for key, held in patcher.lora_patches.items() if Path(key[0]) == file)
+
+
+def _tensors(held: object) -> Iterator[torch.Tensor]:
+    if isinstance(held, torch.Tensor):
+        yield held
+    elif isinstance(held, Mapping):
+        yield from (found for one in held.values() for found in _tensors(one))
+    elif isinstance(held, (list, tuple)):
+        yield from (found for one in held for found in _tensors(one))
+
+
+# Encoded prompts.
+
+
+def _caches(request: Any) -> list[list[Any]]:
+    """Every list once: a request holds those of its classes, unless they were made anew since."""
+    from modules import processing
+
+    classes = (processing.StableDiffusionProcessing, processing.StableDiffusionProcessingTxt2Img)
+    held: Iterable[Any] = (getattr(owner, name, None) for owner in (request, *classes) for name in _CACHES)
+    return list({id(one): one for one in held if isinstance(one, list) and one}.values())
+
+
+def _has_key_of(cache: Sequence[Any], tags: Mapping[str, Any] | None, prompts: Sequence[list[Any]]) -> bool:
+    """Whether a cache's key has the tags and one of the prompts: all it knows of LoRAs are the tags."""
+    key = cache[0]
+    if not isinstance(key, tuple) or not key:
+        return False
+    return list(key[0]) in prompts and any(isinstance(part, dict) and part == tags for part in key[1:])

@@ -1,0 +1,216 @@
+"""Rows L01-L07 and L18 on AUTOMATIC1111: by pixels and by weights, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from a1111_rows import RED, forget, loaded, prompter, regions, reload_ui, settle, start
+from harness.keeper import Host, Keeper
+from harness.proof import BASE, OFF, ON, TABLE, Result, digest, same
+from harness.sequence import Sequel, Step, ask, assert_gone, choose, probe
+from safetensors.numpy import load_file, save_file
+
+BOTH = {**BASE, "prompt": "a red cat <lora:redlora:1> <lora:bluelora:1>"}
+PLAIN_REGIONS = {**regions(), "prompt": "a red cat BREAK a blue dog"}
+DISABLED = {**BASE, "disable_extra_networks": True}
+
+OLD_METHOD = Sequel("L01-A", 'A LoRA, then "use old method", then none', [ask(RED), choose(lora_functional=True)], BASE)
+PROMPTER = Sequel("L02-A", "A LoRA, then Regional Prompter (Latent) without one", [ask(RED)], PLAIN_REGIONS)
+SETTING = Sequel(
+    "L03-A",
+    '"Add network to prompt", then None',
+    [choose(sd_lora="redlora"), ask(BASE), choose(sd_lora="None")],
+    BASE,
+    shows=False,
+)
+BROKEN = Sequel(
+    "L04-A",
+    "A KeyError in the second LoRA of a layer, then none",
+    [probe("break_network", name="bluelora", layer="attn2_to_k"), ask(BOTH), probe("break_network", name="")],
+    BASE,
+)
+WHILE_DISABLED = Sequel("L05-A-disabled", "A LoRA, then extra networks disabled", [ask(RED)], DISABLED)
+AFTER_DISABLED = Sequel(
+    "L05-A-plain", "A LoRA, then extra networks disabled, then a plain request", [ask(RED), ask(DISABLED)], BASE, False
+)
+
+
+@pytest.fixture
+def host(a1111: Keeper) -> Iterator[Host]:
+    """The host as most rows want it; settings are put back."""
+    host = start(a1111, "full")
+    yield host
+    host.options(lora_functional=False, sd_lora="None")
+    settle(host)
+
+
+@pytest.mark.parametrize("row", [OLD_METHOD, BROKEN, WHILE_DISABLED], ids=lambda row: row.id)
+def test_left_in_the_weights(host: Host, row: Sequel) -> None:
+    def fresh() -> None:
+        host.options(lora_functional=False)
+        settle(host)
+
+    assert_gone(host, row, {"LG301"}, fresh, [choose(lora_functional=True)] if row is OLD_METHOD else ())
+
+
+@pytest.mark.parametrize("row", [SETTING, AFTER_DISABLED], ids=lambda row: row.id)
+def test_left_in_the_encoded_prompts(host: Host, row: Sequel) -> None:
+    assert_gone(host, row, {"LG305", "LG301"}, lambda: settle(host))
+
+
+@pytest.mark.parametrize("row", [PROMPTER], ids=lambda row: row.id)
+def test_regional_prompter(a1111: Keeper, row: Sequel) -> None:
+    host = start(a1111, "full", prompter())
+    assert_gone(host, row, {"LG301"}, lambda: settle(host))
+
+
+@pytest.fixture
+def one_config(a1111: Keeper) -> Iterator[Host]:
+    """Checkpoints without a config of their own share one, and the model object with it."""
+    host = loaded(a1111(flags=("--no-half", "--config", "{data}/models/Stable-diffusion/tinysd1.yaml")))
+    folder = host.data / "models" / "Stable-diffusion"
+    for name in ("first", "second"):
+        shutil.copy(folder / "tinysd1.safetensors", folder / f"{name}.safetensors")
+    weights = load_file(folder / "othersd1.safetensors")
+    save_file({n: w for n, w in weights.items() if not n.startswith("cond_stage")}, folder / "notext.safetensors")
+    assert host.post("/sdapi/v1/refresh-checkpoints").status == 200
+    yield host
+    host.options(sd_model_checkpoint="tinysd1.safetensors")
+
+
+@pytest.mark.parametrize("row_id", ["L06-A"])
+def test_checkpoint_without_text_encoder(one_config: Host, row_id: str) -> None:
+    row = Sequel(
+        row_id,
+        "A LoRA, then a checkpoint without text encoder",
+        [ask(RED), choose(sd_model_checkpoint="notext.safetensors")],
+        BASE,
+    )
+
+    def fresh() -> None:
+        for name in ("second", "first"):
+            one_config.options(sd_model_checkpoint=f"{name}.safetensors")
+            one_config.generate("txt2img", BASE, OFF)
+        forget(one_config)
+
+    assert_gone(one_config, row, {"LG301"}, fresh, [choose(sd_model_checkpoint="notext.safetensors")])
+
+
+@pytest.mark.parametrize("row_id", ["L07-A"])
+def test_extension_switched_off(a1111: Keeper, row_id: str) -> None:
+    host = start(a1111, "full")
+
+    def switch(on: bool) -> Step:
+        def step(host: Host, scripts: dict[str, Any]) -> None:
+            host.options(disabled_extensions=[] if on else ["Lora"])
+            reload_ui(host)
+
+        return step
+
+    def fresh() -> None:
+        switch(True)(host, OFF)
+        settle(host)
+
+    row = Sequel(row_id, "A LoRA, then the Lora extension off and Reload UI", [ask(RED), switch(False)], BASE)
+    try:
+        assert_gone(host, row, {"LG301"}, fresh, [switch(False)])
+    finally:
+        fresh()
+
+
+# What does not get in.
+
+
+def lora(host: Host, name: str) -> Path:
+    return host.data / "models" / "Lora" / f"{name}.safetensors"
+
+
+def refresh(host: Host) -> None:
+    assert host.post("/sdapi/v1/refresh-loras").status == 200
+
+
+def tagged(name: str) -> dict[str, Any]:
+    return {**BASE, "prompt": f"a red cat on a green chair <lora:{name}:1>"}
+
+
+@pytest.mark.parametrize("kind", [pytest.param("nowhere", id="L18-A-nowhere"), pytest.param("idle", id="L18-A-idle")])
+def test_without_effect(host: Host, kind: str) -> None:
+    red = load_file(lora(host, "redlora"))
+    changed = {
+        "nowhere": {name.replace("lora_", "lora_elsewhere_", 1): one for name, one in red.items()},
+        "idle": {name: np.zeros_like(one) if "lora_up" in name else one for name, one in red.items()},
+    }
+    save_file(changed[kind], lora(host, kind))
+    refresh(host)
+    result = TABLE.add(host, Result(f"L18-A-{kind}", "A LoRA that changes nothing"))
+    settle(host)
+    plain = host.generate("txt2img", BASE, OFF).pictures
+    without = host.generate("txt2img", tagged(kind), OFF).pictures
+    result.without = f"the picture without it ({digest(without)})"
+    settle(host)
+    mark = host.mark()
+    with_ = host.generate("txt2img", tagged(kind), ON).pictures
+    entries, said = host.probe.entries(), host.said(mark)
+    result.with_, result.codes = digest(with_), " ".join(entry["code"] for entry in entries)
+    assert same(without, plain) and same(with_, plain), "it has an effect"
+    assert result.codes == "LG302" and len(said) == 1 and f'"{kind}"' in said[0], said
+    result.passed = True
+
+
+BAD_FILES = {
+    "truncated": lambda whole: whole[: len(whole) // 2],
+    "empty": lambda whole: b"",
+    "huge-header": lambda whole: struct.pack("<Q", 1 << 40) + whole[8:],
+    "hostile": lambda whole: struct.pack("<Q", 30) + b'{"<script>":' + b"[" * 18 + whole,
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_file(host: Host, kind: str) -> None:
+    lora(host, f"bad-{kind}").write_bytes(BAD_FILES[kind](lora(host, "redlora").read_bytes()))
+    refresh(host)
+    settle(host)
+    without = host.generate("txt2img", tagged(f"bad-{kind}"), OFF)
+    settle(host)
+    mark = host.mark()
+    with_ = host.generate("txt2img", tagged(f"bad-{kind}"), ON)
+    said = host.said(mark)
+    assert with_.status == without.status == 200 and same(with_.pictures, without.pictures)
+    assert len(said) == 1 and "LG306" in said[0] and "Traceback" not in said[0], said
+    assert str(host.data) not in said[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["<img src=x onerror=alert(1)>", "../../secret", "a" * 10_000], ids=["markup", "path", "long"]
+)
+def test_hostile_name(host: Host, name: str) -> None:
+    mark = host.mark()
+    without = host.generate("txt2img", tagged(name.replace(">", "")), OFF)
+    with_ = host.generate("txt2img", tagged(name.replace(">", "")), ON)
+    said = host.said(mark)
+    assert with_.status == without.status and same(with_.pictures, without.pictures)
+    assert len(said) == 1 and "LG302" in said[0] and len(said[0]) < 1500, said
+    assert len(json.dumps(host.probe.entries())) < 4000
+
+
+def test_replaced_file(host: Host) -> None:
+    """The host reads the new file, but merges nothing anew, because the names are equal; LibGuard has it merged."""
+    place = lora(host, "replaced")
+    shutil.copy(lora(host, "redlora"), place)
+    refresh(host)
+    settle(host)
+    old = host.generate("txt2img", tagged("replaced"), OFF).pictures
+    settle(host)
+    assert same(host.generate("txt2img", tagged("replaced"), ON).pictures, old)
+    shutil.copy(lora(host, "bluelora"), place)
+    new = host.generate("txt2img", tagged("replaced"), ON).pictures
+    settle(host)
+    expected = host.generate("txt2img", tagged("replaced"), OFF).pictures
+    assert not same(expected, old) and same(new, expected)
