@@ -22,6 +22,7 @@ from demo import bench as benches
 from demo.bench import Bench, Reply
 from demo.faults import FAULTS, Call, Fault, pictures, send
 from demo.lora_faults import LORA_FAULTS
+from demo.lora_file_faults import LORA_FILE_FAULTS
 
 TITLE = "LibGuard"
 OFF: dict[str, Any] = {TITLE: {"args": [False]}}
@@ -208,6 +209,6 @@ def _rows(order: str, data_dir: str | Path, extensions: Sequence[str | Path], lo
     with log.open("w", encoding="utf-8") as console, contextlib.redirect_stderr(console):
         bench = benches.start(data_dir, order=order, extensions=extensions)
         try:
-            yield from (check(bench, fault) for fault in (*FAULTS, *LORA_FAULTS))
+            yield from (check(bench, fault) for fault in (*FAULTS, *LORA_FAULTS, *LORA_FILE_FAULTS))
         finally:
             bench.close()

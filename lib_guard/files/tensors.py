@@ -47,7 +47,7 @@ def tensors_named(
 
 
 def _open(file: Path, opened: ExitStack) -> Any:
-    if file.suffix != ".safetensors" or not file.is_file():
+    if file.suffix.lower() != ".safetensors" or not file.is_file():
         return None
     try:
         return opened.enter_context(safe_open(str(file), framework="pt", device="cpu"))

@@ -7,33 +7,51 @@ generation that did not come through; a request for what was proven last costs n
 
 What is in the weights beside the checkpoint is taken out by a ladder of rungs, each verified bit for bit: the host's
 own unload, its backups, the tensors of the checkpoint's file, a reload. Nothing is ever subtracted: in the storage
-dtype that leaves a residue (SD.Next, diffusers #4473), which is what this guard is there to be rid of.
+dtype that leaves a residue (SD.Next, modules/lora/networks.py:108), which is what this guard is there to be rid of.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from ..findings import Finding, Primitive, Repair
 from ..hooks import Attachments
-from ..hosts.lora_handling import Asked, LoraHandling, Place, Reach
+from ..hosts.lora_handling import Asked, LoraHandling, Place
 from ..settings import FIX
 from ..tensors.baseline import Baseline, baseline_of, keep, measure
 from ..tensors.restore import fingerprints_in_files, stamp
 from ..tensors.weights import layers
-from ..wording import on_one_line
 from .base import GuardContext
+from .lora_applied import look_at_applied
 from .lora_file import lora_file_findings, silenced
 from .lora_ladder import Ladder
 from .lora_memory import MEMORY
+from .lora_words import by_component, listed, named, short
 
 #: The host's settings: compare at every request, and LoRAs of which nothing is to be said beforehand.
 PARANOID, SILENCED = "lib_guard_lora_paranoid", "lib_guard_lora_silenced"
 
-Activate = Callable[..., Any]
+
+@dataclass(frozen=True)
+class _Turn:
+    """One activation. params: the parsed tags; None where the host activates nothing. options: what else it is
+    given."""
+
+    handling: LoraHandling
+    request: Any
+    params: Any
+    options: Mapping[str, Any]
+
+    def asked(self) -> Asked:
+        return self.handling.asked(self.request, self.params, **self.options)
+
+    def activate_again(self) -> None:
+        self.handling.activate_again(self.request, self.params, **self.options)
 
 
 class LoraGuard:
@@ -67,19 +85,20 @@ class LoraGuard:
         self._attachments.detach()
 
     def settled(self, request: Any) -> None:
-        """See `Guard`. Where the request has extra networks disabled, the host has activated nothing."""
+        """See `Guard`. Where the request has extra networks disabled, or the host's LoRA extension is gone, nothing was
+        activated."""
         handling, judged = self._handling, self._judged
         self._judged = False
-        if handling is None or judged or (handling.eager and handling.activation() is not None):
+        if handling is None or judged:
             return
-        if handling.activation() is None or getattr(request, "disable_extra_networks", False):
-            self._judge(handling, request, None, {})
+        gone = handling.activation() is None
+        if gone or (not handling.eager and getattr(request, "disable_extra_networks", False)):
+            self._judge(_Turn(handling, request, None, {}))
 
     def sampled(self, request: Any) -> None:
         """See `Guard`. What was applied anew is in the weights now, also on a host that applies it layer by layer."""
-        asked, self._fresh = self._fresh, None
-        if asked is not None and self._handling is not None and not self._handling.eager:
-            self._look_at_applied(self._handling, asked)
+        if self._handling is not None and not self._handling.eager:
+            self._look_at_fresh(self._handling)
 
     def finished(self) -> None:
         """See `Guard`."""
@@ -87,79 +106,66 @@ class LoraGuard:
 
     # Around the host's activation.
 
-    def _activating(self, activate: Activate) -> Activate:
+    def _activating(self, activate: Callable[..., Any]) -> Callable[..., Any]:
         def call(request: Any, params: Any = (), *args: Any, **options: Any) -> Any:
-            handling = self._handling
+            handling, original = self._handling, partial(activate, request, params, *args, **options)
             if handling is None or _is_later_step(args, options):
                 MEMORY.distrust()
-                return activate(request, params, *args, **options)
-            if handling.eager:
-                return self._eagerly(
-                    handling, partial(activate, request, params, *args, **options), (request, params), options
-                )
-            result = activate(request, params, *args, **options)
-            self._judged = True
-            self._guarded("judging the LoRAs of", lambda: self._judge(handling, request, params, options))
-            return result
+                return original()
+            turn = _Turn(handling, request, params, options)
+            return self._eagerly(turn, original) if handling.eager else self._lazily(turn, original)
 
         return call
 
-    def _eagerly(
-        self, handling: LoraHandling, activate: Callable[[], Any], request: tuple[Any, Any], options: dict[str, Any]
-    ) -> Any:
-        """The base is brought back before another set is applied: afterwards nothing tells the two apart."""
-        asked: Asked | None = None
-        if self._repair:
-            asked = self._guarded("judging the LoRAs of", lambda: self._judge(handling, *request, options))
-        came_through = False
-        try:
+    def _lazily(self, turn: _Turn, activate: Callable[[], Any]) -> Any:
+        """Nothing is in the weights yet when the host has noted what is wanted."""
+        with ExitStack() as on_failure:
+            on_failure.callback(self._guarded, lambda: self._after_failure(turn, turn.asked()))
             result = activate()
-            came_through = True
-        finally:
-            after = partial(self._after_eager, handling, asked, request, options)
-            failed = partial(self._after_failure, handling, asked)
-            self._guarded("looking at the LoRAs of", after if came_through else failed)
+            on_failure.pop_all()
+        self._judged = True
+        self._guarded(lambda: self._judge(turn))
         return result
 
-    def _after_failure(self, handling: LoraHandling, asked: Asked | None) -> None:
-        """The host could not activate them: part of them may be in the weights."""
+    def _eagerly(self, turn: _Turn, activate: Callable[[], Any]) -> Any:
+        """The base is brought back before another set is applied: afterwards nothing tells the two apart."""
+        asked: Asked | None = self._guarded(lambda: self._judge(turn)) if self._repair else None
+        with ExitStack() as on_failure:
+            on_failure.callback(self._guarded, lambda: self._after_failure(turn, asked))
+            result = activate()
+            on_failure.pop_all()
+        self._guarded(lambda: self._after_eager(turn))
+        return result
+
+    def _after_eager(self, turn: _Turn) -> None:
+        if not self._repair:
+            self._judge(turn)
+        if turn.handling.interrupted():
+            MEMORY.distrust()
+            return
+        if self._fresh is not None:
+            self._say_of_files(turn.handling, self._fresh)
+            self._look_at_fresh(turn.handling)
+
+    def _after_failure(self, turn: _Turn, asked: Asked | None) -> None:
+        """The host could not activate them: a part of them may be in the weights."""
         MEMORY.distrust()
         self._fresh = None
         if asked is not None:
-            self._say_of_files(handling, asked)
+            self._say_of_files(turn.handling, asked)
 
-    def _after_eager(
-        self, handling: LoraHandling, asked: Asked | None, request: tuple[Any, Any], options: dict[str, Any]
-    ) -> None:
-        if not self._repair:
-            self._judge(handling, *request, options)
-        if handling.interrupted():
-            MEMORY.distrust()
-        elif self._fresh is not None and asked is not None:
-            fresh, self._fresh = self._fresh, None
-            self._say_of_files(handling, fresh)
-            self._look_at_applied(handling, fresh)
-
-    def _guarded(self, doing: str, call: Callable[[], Any]) -> Any:
-        return self._context.border.run(self.name, f"{doing} this generation", call, None)
+    def _guarded(self, call: Callable[[], Any]) -> Any:
+        return self._context.border.run(self.name, "judging the LoRAs of this generation", call, None)
 
     # Judging.
 
-    def _judge(self, handling: LoraHandling, request: Any, params: Any, options: dict[str, Any]) -> Asked:
-        asked = handling.asked(request, params, **options)
+    def _judge(self, turn: _Turn) -> Asked:
+        asked, handling = turn.asked(), turn.handling
         places = handling.places()
         paranoid = bool(self._context.host.options().get(PARANOID, False))
         if not places or (MEMORY.knows(self, asked, places) and not paranoid):
             return asked
-        unsure = {place: handling.touched(place) for place in places if baseline_of(place.owner) is None}
-        if self._repair or not handling.eager:
-            handling.settle(asked)
-        proven = True
-        if self._repair or not handling.eager or not asked.loras:
-            known = [(place, _baseline(place, unsure.get(place, frozenset()))) for place in places]
-            proven = self._compare(
-                handling, asked, known, partial(handling.activate_again, request, params, **options), request
-            )
+        proven = self._bring_back(turn, asked, places) if self._can_judge(handling, asked) else True
         MEMORY.note(self, asked, handling.places())
         if not proven:
             MEMORY.distrust()
@@ -168,129 +174,96 @@ class LoraGuard:
             self._say_of_files(handling, asked)
         return asked
 
-    def _compare(
-        self,
-        handling: LoraHandling,
-        asked: Asked,
-        known: Sequence[tuple[Place, Baseline]],
-        activate_again: Callable[[], None],
-        request: Any,
-    ) -> bool:
-        """Whether the weights are, or are again, what they are to be."""
+    def _can_judge(self, handling: LoraHandling, asked: Asked) -> bool:
+        """Where an eager host is only watched, its LoRAs are in the weights already, and hide what else is."""
+        return self._repair or not handling.eager or not asked.loras
+
+    def _bring_back(self, turn: _Turn, asked: Asked, places: Sequence[Place]) -> bool:
+        """Whether the weights are the base, or are again."""
+        handling = turn.handling
+        unsure = {place: handling.touched(place) for place in places if baseline_of(place.owner) is None}
+        if self._repair or not handling.eager:
+            handling.settle(asked)
+        known = [(place, _baseline(place, unsure.get(place, frozenset()))) for place in places]
         ladder = Ladder(handling, known)
         strays, lingering = ladder.strays(), list(handling.lingering(asked))
         if not any(strays.values()) and not lingering:
             ladder.renew()
-            self._mind_conditioning(handling, asked, request)
+            self._mind_conditioning(turn, asked)
             return True
         finding = self._residue(handling, asked, known, strays, lingering)
         if not self._repair:
             self._context.say(finding, None)
             return False
-        started = time.perf_counter()
+        return self._climb(turn, asked, ladder, finding)
+
+    def _climb(self, turn: _Turn, asked: Asked, ladder: Ladder, finding: Finding) -> bool:
+        handling, started = turn.handling, time.perf_counter()
         rung, proven = ladder.climb(asked)
         handling.forget_records()
         if asked.loras and not handling.eager:
-            activate_again()
-        handling.forget_conditioning(request)
+            turn.activate_again()
+        handling.forget_conditioning(turn.request)
         spent = (time.perf_counter() - started) * 1000
         self._context.say(finding, Repair(f"restored {rung}", "bit-exact" if proven else "", spent))
         return proven
 
-    def _mind_conditioning(self, handling: LoraHandling, asked: Asked, request: Any) -> None:
+    def _mind_conditioning(self, turn: _Turn, asked: Asked) -> None:
         """Text that was encoded under other LoRAs outlives clean weights, where the cache's key does not tell."""
         known = MEMORY.last if MEMORY.trusted else None
         if not self._repair or known == asked:
             return
-        outlived = handling.forget_conditioning(request)
+        outlived = turn.handling.forget_conditioning(turn.request)
         if outlived and known is not None:
-            saw = f"{_named(asked)}, but the prompt was kept as encoded under {_listed(known) or 'no LoRA'}"
-            evidence: dict[str, Primitive] = {"entries": outlived, "loras": _listed(known)}
-            self._context.say(
-                Finding("LG305", self.name, "text_encoder", "", saw, evidence),
-                Repair("will be encoded anew", "cache empty", 0.0),
-            )
+            saw = f"{named(asked)}, but the prompt was kept as encoded under {listed(known) or 'no LoRA'}"
+            evidence: dict[str, Primitive] = {"entries": outlived, "loras": listed(known)}
+            finding = Finding("LG305", self.name, "text_encoder", "", saw, evidence)
+            self._context.say(finding, Repair("the prompt is encoded anew", "cache empty", 0.0))
 
     def _residue(
         self,
         handling: LoraHandling,
         asked: Asked,
         known: Sequence[tuple[Place, Baseline]],
-        strays: dict[str, list[str]],
+        strays: Mapping[str, list[str]],
         lingering: Sequence[str],
     ) -> Finding:
         total = {place.component: len(layers(list(baseline.sums))) for place, baseline in known}
         counts = {component: len(layers(names)) for component, names in strays.items() if names}
-        where = " and ".join(
-            f"{count} of {total[component]} {component.replace('_', ' ')} layers" for component, count in counts.items()
-        )
-        left = ", ".join(dict.fromkeys([*MEMORY.suspects(), *map(_short, lingering)]))
+        left = ", ".join(dict.fromkeys(short(name) for name in [*MEMORY.suspects(), *lingering]))
         carried = f'still carry "{left}"' if left else "are not the checkpoint's"
-        told = f"{where} {carried}" if where else f'"{left}" would still act'
+        told = f"{by_component(counts, total)} {carried}" if counts else f'"{left}" would still act'
         evidence: dict[str, Primitive] = {
             **counts,
             "loras": left,
-            "asked": _listed(asked),
-            "lingering": ", ".join(map(_short, lingering)),
+            "asked": listed(asked),
+            "lingering": ", ".join(map(short, lingering)),
         }
         cause, fix = handling.permanent_fix()
-        return Finding("LG301", self.name, "lora", "", f"{_named(asked)}, but {told}", evidence, cause, fix)
+        return Finding("LG301", self.name, "lora", "", f"{named(asked)}, but {told}", evidence, cause, fix)
 
-    # What was applied.
+    # What is said of LoRAs beside that.
+
+    def _quiet(self) -> frozenset[str]:
+        return silenced(self._context.host.options().get(SILENCED))
 
     def _say_of_files(self, handling: LoraHandling, asked: Asked) -> None:
-        quiet = silenced(self._context.host.options().get(SILENCED))
-        places = handling.places()
+        quiet, places = self._quiet(), handling.places()
         for use in asked.loras:
-            reach = handling.reach(use, places)
-            for finding in lora_file_findings(use, reach, places, quiet):
+            for finding in lora_file_findings(use, handling.reach(use, places), places, quiet):
                 self._context.say(finding, None)
             if handling.stale(use) and use.name.lower() not in quiet:
-                saw = f'LoRA "{_short(use.name)}" was replaced on disk, and the WebUI goes on with what it read before'
-                evidence: dict[str, Primitive] = {"lora": _short(use.name), "cause_key": _short(use.name)}
+                saw = f'LoRA "{short(use.name)}" was replaced on disk, and the WebUI goes on with what it read before'
+                evidence: dict[str, Primitive] = {"lora": short(use.name), "cause_key": short(use.name)}
                 self._context.say(Finding("LG307", self.name, "lora", "", saw, evidence), None)
 
-    def _look_at_applied(self, handling: LoraHandling, asked: Asked) -> None:
-        """Of the layers that a LoRA's file names some must differ from the base, and no others may."""
-        places = handling.places()
-        reaches = {use.name: handling.reach(use, places) for use in asked.loras}
-        if any(reach is None or reach.weights is None for reach in reaches.values()):
-            return
-        differing = {
-            place.component: set(baseline.strays(measure(place.owner)))
-            for place in places
-            for baseline in [baseline_of(place.owner)]
-            if baseline is not None
-        }
-        quiet = silenced(self._context.host.options().get(SILENCED))
-        for use in asked.loras:
-            if use.name.lower() not in quiet and _should_act(use.strengths):
-                self._say_if_idle(use.name, reaches[use.name], differing)
-        self._say_if_more(asked, [reach for reach in reaches.values() if reach is not None], differing)
-
-    def _say_if_idle(self, name: str, reach: Reach | None, differing: dict[str, set[str]]) -> None:
-        if reach is None or not reach.layers or not reach.weights:
-            return
-        if any(names & differing.get(component, set()) for component, names in reach.weights.items()):
-            return
-        saw = f'LoRA "{_short(name)}" has {reach.layers} layers of this model, and none of them has changed'
-        evidence: dict[str, Primitive] = {"lora": _short(name), "layers": reach.layers, "cause_key": _short(name)}
-        self._context.say(Finding("LG302", self.name, "lora", "", saw, evidence), None)
-
-    def _say_if_more(self, asked: Asked, reaches: Sequence[Reach], differing: dict[str, set[str]]) -> None:
-        allowed: dict[str, set[str]] = {}
-        for reach in reaches:
-            for component, names in (reach.weights or {}).items():
-                allowed.setdefault(component, set()).update(names)
-        more = {component: names - allowed.get(component, set()) for component, names in differing.items()}
-        counts = {component: len(layers(list(names))) for component, names in more.items() if names}
-        if not counts:
-            return
-        MEMORY.distrust()
-        where = " and ".join(f"{count} {component.replace('_', ' ')} layers" for component, count in counts.items())
-        saw = f"{_named(asked)}, and {where} have changed that no file of it names"
-        evidence: dict[str, Primitive] = {**counts, "asked": _listed(asked), "cause_key": "more"}
-        self._context.say(Finding("LG301", self.name, "lora", "", saw, evidence), None)
+    def _look_at_fresh(self, handling: LoraHandling) -> None:
+        asked, self._fresh = self._fresh, None
+        found = look_at_applied(handling, asked, self._quiet()) if asked is not None else []
+        for finding in found:
+            self._context.say(finding, None)
+        if any(finding.code == "LG301" for finding in found):
+            MEMORY.distrust()
 
 
 def _baseline(place: Place, unsure: frozenset[str]) -> Baseline:
@@ -310,24 +283,7 @@ def _baseline(place: Place, unsure: frozenset[str]) -> Baseline:
     return taken
 
 
-def _is_later_step(args: tuple[Any, ...], options: dict[str, Any]) -> bool:
+def _is_later_step(args: tuple[Any, ...], options: Mapping[str, Any]) -> bool:
     """SD.Next activates anew at every step when a strength changes with the steps; that is not judged step by step."""
     step = options.get("step", args[0] if args else 0)
     return isinstance(step, int) and step > 0
-
-
-def _should_act(strengths: Sequence[object]) -> bool:
-    numbers = [one for one in strengths if isinstance(one, (int, float))]
-    return not numbers or any(numbers)
-
-
-def _named(asked: Asked) -> str:
-    return f'the request asks for "{_listed(asked)}"' if asked.loras else "no LoRA is requested"
-
-
-def _listed(asked: Asked) -> str:
-    return on_one_line(", ".join(dict.fromkeys(_short(use.name) for use in asked.loras)), 200)
-
-
-def _short(name: str) -> str:
-    return on_one_line(name, 60)

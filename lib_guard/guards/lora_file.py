@@ -208,24 +208,27 @@ def _without_effect(use: LoraUse, file: _File | None, reach: Reach | None) -> Fi
 
 def _partial(use: LoraUse, file: _File, reach: Reach, places: Sequence[Place]) -> Finding | None:
     whole = len(file.layers)
-    if reach.layers >= whole or reach.layers >= _least(file.layers, places):
-        return None
-    sampling = [path for path in file.layers if not is_text_layer(path)]
-    if reach.layers == len(sampling):  # the host's option, and SD.Next's default, is to leave text encoders alone
+    if reach.layers >= whole or _is_part(reach.layers, file.layers, places):
         return None
     missing = _missing(file.layers, reach, places)
-    example = f"; {on_one_line(missing, 120)} is none" if missing else ""
-    saw = f"LoRA {_quoted(use)} has {whole} layers, and {reach.layers} of them are the loaded model's{example}"
+    example = f"; {on_one_line(missing, 120)} is not among them" if missing else ""
+    saw = f"LoRA {_quoted(use)} has {whole} layers, of which the loaded model has {reach.layers}{example}"
     evidence: dict[str, Primitive] = {"layers": whole, "applied": reach.layers, "missing": on_one_line(missing, 120)}
     return _finding("LG303", use, "; ".join([saw, *file.remarks]), evidence)
 
 
-def _least(layers: Iterable[str], places: Sequence[Place]) -> int:
-    """How many layers of the model the file's are at the least, where the model has several of them as one."""
-    paths = set(layers)
-    if not any(_ONE.search(name) for place in places for name in weights_of(place.owner)):
-        return len(paths)
-    return len({path if is_unet_layer(path) else _PART_OF_ONE.sub("", path) for path in paths})
+def _is_part(count: int, layers: Sequence[str], places: Sequence[Place]) -> bool:
+    """Whether so many are all, or all but the text encoders', or these alone: leaving one of both alone is an option of
+    the hosts, SD.Next's default, and a matter of the strengths. The model may have several of them as one."""
+    fused = any(_ONE.search(name) for place in places for name in weights_of(place.owner))
+    text = {path for path in layers if is_text_layer(path)}
+    least = [_least(part) if fused else len(part) for part in (layers, text, {*layers} - text)]
+    return count >= least[0] or count in (*least, len(text), len(layers) - len(text))
+
+
+def _least(layers: Iterable[str]) -> int:
+    """How many layers of the model these are where it has several as one. UNets never have."""
+    return len({path if is_unet_layer(path) else _PART_OF_ONE.sub("", path) for path in layers})
 
 
 def _missing(layers: Sequence[str], reach: Reach, places: Sequence[Place]) -> str:

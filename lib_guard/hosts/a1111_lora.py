@@ -15,9 +15,6 @@ Of version 1.10.1 this relies on (line numbers of extensions-builtin/Lora unless
                                   no LoRA is loaded (:543-566)
   load_network                    reads a file anew when its time has changed (:288), but layers with equal names are
                                   not merged anew
-  p.cached_c, .cached_uc, .cached_hr_c, .cached_hr_uc
-                                  lists of the classes, [key, encoded]; the key holds the tags of the prompt and
-                                  nothing else of what LoRAs do (modules/processing.py:440-458)
   sd_models.reload_model_weights  loads into the same modules when the config is the same (modules/sd_models.py:940)
 """
 
@@ -35,13 +32,11 @@ import torch
 
 from ..files.header import UnreadableFile, read_header
 from ..tensors.restore import stamp
+from .ldm_conditioning import ConditioningCaches
 from .lora_handling import Asked, LoraUse, Place, Reach
 
 #: A key of a network that changes a part of a layer (networks.py:47).
 _PART = re.compile(r"(.*)_(?:q|k|v|out)_proj$")
-
-#: What caches of encoded prompts are called, on the request and on its classes.
-_CACHES = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
 
 _OLD_METHOD = 'Settings > Compatibility > "Lora/Networks: use old method ..." (lora_functional)'
 
@@ -54,6 +49,7 @@ class A1111LoraHandling:
     def __init__(self) -> None:
         #: Whether the request that was asked about last has extra networks disabled.
         self._disabled = False
+        self._conditioning = ConditioningCaches()
 
     def activation(self) -> tuple[object, str] | None:
         """See `LoraHandling`."""
@@ -73,9 +69,14 @@ class A1111LoraHandling:
 
     def asked(self, request: Any, params: Sequence[Any] | None, **options: Any) -> Asked:
         """See `LoraHandling`. The host has just filled its list from these tags."""
+        self._disabled = params is None and self.activation() is not None
+        asked = self._asked(params)
+        self._conditioning.note(request, params, asked)
+        return asked
+
+    def _asked(self, params: Sequence[Any] | None) -> Asked:
         from modules import shared
 
-        self._disabled = params is None and self.activation() is not None
         mode = (bool(getattr(shared.opts, "lora_functional", False)),)
         networks = _networks()
         if params is None or networks is None:
@@ -138,15 +139,7 @@ class A1111LoraHandling:
 
     def forget_conditioning(self, request: Any) -> int:
         """See `LoraHandling`."""
-        from modules import processing
-
-        classes = (processing.StableDiffusionProcessing, processing.StableDiffusionProcessingTxt2Img)
-        held = [getattr(owner, name, None) for owner in (request, *classes) for name in _CACHES]
-        lists = {id(one): one for one in held if isinstance(one, list)}
-        outlived = sum(_would_be_given(one, request) for one in lists.values())
-        for one in lists.values():
-            one[:] = [None] * len(one)
-        return outlived
+        return self._conditioning.forget(request)
 
     def reload(self) -> None:
         """See `LoraHandling`."""
@@ -283,14 +276,3 @@ def _weights_of(place: Place, names: set[str]) -> Iterator[str]:
     for path, layer in _layers([place]):
         if layer.network_layer_name in names:
             yield from (f"{path}.{name}" for name, _ in layer.named_parameters())
-
-
-def _would_be_given(cache: Sequence[Any], request: Any) -> bool:
-    """Whether a cache's key has the tags and one of the prompts of the request: all it knows of LoRAs are the tags."""
-    key = cache[0] if cache else None
-    if not isinstance(key, tuple) or not key:
-        return False
-    prompts = ("prompts", "negative_prompts", "hr_prompts", "hr_negative_prompts")
-    own = [list(found) for name in prompts if isinstance(found := getattr(request, name, None), (list, tuple))]
-    tags = getattr(request, "extra_network_data", None)
-    return list(key[0]) in own and any(part == tags for part in key[1:])

@@ -103,15 +103,16 @@ class ForgeLoraHandling:
         A component that no LoRA is noted for is refreshed as the host will: nothing happens where it believes that
         there is nothing to do. For one that some are noted for the backups are put back, which is the first half of
         what the host does when it merges another set; that it also merges, it must not find the clone loaded. Where
-        nothing is asked for and some are noted all the same, the host would leave them in.
+        nothing is asked for and some are noted all the same, the host would leave them in; where another set was merged
+        half way over the noted one, it would leave that.
         """
         with torch.inference_mode():
             for part in _parts():
                 patcher = part.applied
                 if not patcher.lora_patches and not _is_loaded(patcher):
                     patcher.refresh_loras()
-                elif patcher.lora_patches and asked.loras and _is_applied(patcher.lora_loader):
-                    _refresh(patcher)
+                elif patcher.lora_patches and asked.loras and not _is_half_way(patcher):
+                    _put_back(patcher)
                     _memory_management().unload_model_clones(patcher)
 
     def lingering(self, asked: Asked) -> Sequence[str]:
@@ -132,7 +133,7 @@ class ForgeLoraHandling:
         try:
             with torch.inference_mode():
                 for part in _parts():
-                    _refresh(part.original)
+                    _put_back(part.original)
         finally:
             _let_go_of_clones()
 
@@ -216,7 +217,7 @@ class ForgeLoraHandling:
                 " with the LoRAs of the one before.",
                 "Switch off the extension, or the client's disable_extra_networks.",
             )
-        if any(_is_half_way(part.original.lora_loader) for part in _parts()):
+        if any(_is_half_way(part.applied) for part in _parts()):
             return (
                 "Merging a LoRA failed half way, and Forge takes note of what it merges only at the end"
                 " (backend/patcher/lora.py).",
@@ -344,17 +345,17 @@ def _memory_management() -> Any:
     return importlib.import_module("backend.memory_management")
 
 
-def _is_applied(loader: Any) -> bool:
-    return bool(loader.backup or loader.online_backup or loader.loaded_hash != _NONE)
+def _is_half_way(patcher: Any) -> bool:
+    """Whether the host believes that a clone's LoRAs, or none, are in the weights, and has backups of other weights: a
+    merge has raised since then."""
+    loader = patcher.lora_loader
+    if str(list(patcher.lora_patches)) != loader.loaded_hash:
+        return False
+    return set(loader.backup) != {name for key, held in patcher.lora_patches.items() if not key[3] for name in held}
 
 
-def _is_half_way(loader: Any) -> bool:
-    """Whether there is something to be put back, though none is noted."""
-    return bool(loader.backup or loader.online_backup) and loader.loaded_hash == _NONE
-
-
-def _refresh(patcher: Any) -> None:
-    """Put everything back, whatever is noted. No weight is computed for it: the backups are hung up again."""
+def _put_back(patcher: Any) -> None:
+    """Whatever is noted. No weight is computed for it: the backups are hung up again."""
     patcher.lora_loader.refresh(lora_patches={}, offload_device=patcher.offload_device, force_refresh=True)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from a1111_rows import RED, forget, loaded, prompter, regions, reload_ui, settle, start
+from a1111_rows import RED, prompter, regions, reload_ui, settle, start
 from harness.keeper import Host, Keeper
 from harness.proof import BASE, OFF, ON, TABLE, Result, digest, same
 from harness.sequence import Sequel, Step, ask, assert_gone, choose, probe
@@ -71,36 +71,27 @@ def test_regional_prompter(a1111: Keeper, row: Sequel) -> None:
     assert_gone(host, row, {"LG301"}, lambda: settle(host))
 
 
-@pytest.fixture
-def one_config(a1111: Keeper) -> Iterator[Host]:
-    """Checkpoints without a config of their own share one, and the model object with it."""
-    host = loaded(a1111(flags=("--no-half", "--config", "{data}/models/Stable-diffusion/tinysd1.yaml")))
-    folder = host.data / "models" / "Stable-diffusion"
-    for name in ("first", "second"):
-        shutil.copy(folder / "tinysd1.safetensors", folder / f"{name}.safetensors")
-    weights = load_file(folder / "othersd1.safetensors")
-    save_file({n: w for n, w in weights.items() if not n.startswith("cond_stage")}, folder / "notext.safetensors")
-    assert host.post("/sdapi/v1/refresh-checkpoints").status == 200
-    yield host
-    host.options(sd_model_checkpoint="tinysd1.safetensors")
-
-
 @pytest.mark.parametrize("row_id", ["L06-A"])
-def test_checkpoint_without_text_encoder(one_config: Host, row_id: str) -> None:
+def test_checkpoint_without_text_encoder(host: Host, row_id: str) -> None:
+    """The model object stays where two checkpoints have one config: here by a name that differs in its ending alone."""
+    folder, textless = host.data / "models" / "Stable-diffusion", "tinysd1.SAFETENSORS"
+    if (folder / textless).exists():
+        pytest.skip("the file system does not tell names apart that differ in case alone")
+    weights = load_file(folder / "othersd1.safetensors")
+    save_file({name: one for name, one in weights.items() if "cond_stage" not in name}, folder / textless)
+    assert host.post("/sdapi/v1/refresh-checkpoints").status == 200
     row = Sequel(
         row_id,
         "A LoRA, then a checkpoint without text encoder",
-        [ask(RED), choose(sd_model_checkpoint="notext.safetensors")],
+        [ask(RED), choose(sd_model_checkpoint=textless)],
         BASE,
     )
-
-    def fresh() -> None:
-        for name in ("second", "first"):
-            one_config.options(sd_model_checkpoint=f"{name}.safetensors")
-            one_config.generate("txt2img", BASE, OFF)
-        forget(one_config)
-
-    assert_gone(one_config, row, {"LG301"}, fresh, [choose(sd_model_checkpoint="notext.safetensors")])
+    try:
+        assert_gone(host, row, {"LG301"}, lambda: settle(host), [choose(sd_model_checkpoint=textless)])
+    finally:
+        settle(host)
+        (folder / textless).unlink()
+        assert host.post("/sdapi/v1/refresh-checkpoints").status == 200
 
 
 @pytest.mark.parametrize("row_id", ["L07-A"])

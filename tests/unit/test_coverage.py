@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from lib_guard.findings import CODES
+
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "coverage.md").read_text(encoding="utf-8")
 PREVENTED, EXPLAINED, OUT, NOT_OURS = "prevented", "explained", "out of reach", "not ours (tool)"
-ROW, CODE = re.compile(r"P(0[1-9]|1[0-7])|N0[12]"), re.compile(r"LG[0-4]\d\d")
+ROW, CODE = re.compile(r"P(0[1-9]|1[0-7])|N0[12]|L(0[1-9]|1[0-8])"), re.compile(r"LG[0-4]\d\d")
 
 
 def cells(line: str) -> list[str]:
@@ -28,6 +30,8 @@ REPORTS = {
     for family in FAMILIES
 }
 ALL = [report for reports in REPORTS.values() for report in reports]
+#: Sections that are about all families.
+OF_ALL = {"Summary", "How a verdict is given", "Out of reach"}
 
 
 def percent(part: int, whole: int) -> str:
@@ -42,6 +46,21 @@ def test_the_summary_counts_the_tables(family: str) -> None:
     reached, ours = count[PREVENTED] + count[EXPLAINED], len(reports) - count[NOT_OURS]
     numbers = [len(reports), *(count[verdict] for verdict in (PREVENTED, EXPLAINED, OUT, NOT_OURS)), known]
     assert SUMMARY[family] == [*map(str, numbers), percent(reached, ours), percent(reached, len(reports))]
+
+
+def test_every_family_with_reports_is_in_the_summary() -> None:
+    sections = re.findall(r"^## (.+)$", TEXT, re.MULTILINE)
+    assert sections == ["Summary", *[name for name in sections[1:] if name in OF_ALL], *FAMILIES]
+    assert len(ALL) == len(re.findall(r"^\| R\d{3} \|", TEXT, re.MULTILINE)) == len({report[0] for report in ALL})
+
+
+def test_codes_are_those_of_libguard() -> None:
+    assert {name for report in ALL for name in report[5].split(", ") if CODE.fullmatch(name)} <= CODES.keys()
+
+
+def test_the_aim_quotes_the_summary() -> None:
+    *_, of_ours, _ = SUMMARY["all"]
+    assert f"all together to {of_ours}" in " ".join(section("Summary").split())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -67,7 +86,7 @@ def test_every_report_that_is_out_of_reach_has_its_reason() -> None:
 
 
 def test_rows_and_codes_in_the_text_have_their_form() -> None:
-    assert all(ROW.fullmatch(name) for name in re.findall(r"\b[PN]\d+\b", TEXT))
+    assert all(ROW.fullmatch(name) for name in re.findall(r"\b[PNL]\d+\b", TEXT))
     assert all(CODE.fullmatch(name) for name in re.findall(r"\bLG\w+\b", TEXT))
-    explained = set(re.findall(r"^\| ([PN]\d\d) \|", section("How a verdict is given"), re.MULTILINE))
+    explained = set(re.findall(r"^\| ([PNL]\d\d) \|", section("How a verdict is given"), re.MULTILINE))
     assert {name for report in ALL for name in report[5].split(", ") if ROW.fullmatch(name)} <= explained

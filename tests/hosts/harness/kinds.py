@@ -137,7 +137,9 @@ FORGE = Kind(
     write_models=_write_forge_models,
     ready="Startup time",
     environment={
-        **{"MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1", "IGNORE_CMD_ARGS_ERRORS": "1"},
+        "MKL_CBWR": "COMPATIBLE",
+        "OMP_NUM_THREADS": "1",
+        "IGNORE_CMD_ARGS_ERRORS": "1",
         # It goes through a LoRA's layers as a set: how far it gets before one of them raises.
         "PYTHONHASHSEED": "0",
     },
