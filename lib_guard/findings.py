@@ -168,7 +168,7 @@ _TABLE = (
         id="LG302",
         title="A LoRA is asked for and changes nothing",
         cause="No layer of the model has the name or the size that the LoRA's file has layers for, or the WebUI could"
-        " not load the file.",
+        " not load the file, or refused it.",
         cure="Nothing is changed: the picture is the one without it.",
         permanent_fix="Use a LoRA that was made for this kind of model, or load the model that it was made for.",
         curable=False,
@@ -176,9 +176,9 @@ _TABLE = (
     Code(
         id="LG303",
         title="Only a part of a LoRA is applied",
-        cause="The file has layers that the model, or the WebUI, does not know.",
+        cause="The file has layers that the model, or the WebUI, does not know, or tensors of it are missing.",
         cure="Nothing is changed: the WebUI applies what it knows.",
-        permanent_fix="Use a LoRA that was made for this model, or update the WebUI.",
+        permanent_fix="Update the WebUI, use a LoRA that was made for this model, or download the file anew.",
         curable=False,
     ),
     Code(
@@ -194,13 +194,13 @@ _TABLE = (
         title="Encoded prompts were kept from under other LoRAs",
         cause="The WebUI's cache of encoded prompts does not know everything that changes the text encoder.",
         cure="The cache is emptied, and the prompt is encoded anew.",
-        permanent_fix="Name LoRAs in the prompt, where the cache sees them.",
+        permanent_fix='Name LoRAs in the prompt, where the cache sees them, and leave "Add network to prompt" at None.',
     ),
     Code(
         id="LG306",
         title="A LoRA's file cannot be read",
         cause="The file is damaged, or is no safetensors file whatever its name says.",
-        cure="Nothing is changed: the WebUI does with it what it does.",
+        cure="Nothing is changed: most WebUIs run the request without it.",
         permanent_fix="Download the file anew, or remove it.",
         curable=False,
     ),
@@ -209,7 +209,16 @@ _TABLE = (
         title="A LoRA's file was replaced, and the WebUI still uses the old one",
         cause="The WebUI keeps what it has read of a file, and does not look whether the file is still the same.",
         cure="Nothing is changed: this request gets the file as it was.",
-        permanent_fix="Restart the WebUI, or give the new file another name.",
+        permanent_fix="Give each version of a file its own name, or restart the WebUI.",
+        curable=False,
+    ),
+    Code(
+        id="LG308",
+        title="Weights were changed that no LoRA of the request names",
+        cause="An extension merges something into the model beside the WebUI's LoRAs, or the WebUI merged a LoRA into"
+        " layers of another name.",
+        cure="Nothing is changed now; before the next request the weights are compared with the checkpoint's again.",
+        permanent_fix="Switch off the extensions of this request one by one.",
         curable=False,
     ),
 )

@@ -262,7 +262,7 @@ class LoraGuard:
         found = look_at_applied(handling, asked, self._quiet()) if asked is not None else []
         for finding in found:
             self._context.say(finding, None)
-        if any(finding.code == "LG301" for finding in found):
+        if any(finding.code == "LG308" for finding in found):
             MEMORY.distrust()
 
 

@@ -78,7 +78,10 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
 def _idle(name: str, reach: Reach) -> Finding:
     saw = f'LoRA "{short(name)}" has {reach.layers} layers of this model, and none of them has changed'
     evidence: dict[str, Primitive] = {"lora": short(name), "layers": reach.layers, "cause_key": short(name)}
-    cause = "The file holds zeros, as one does that was saved before it was trained, or the WebUI left its layers out."
+    cause = (
+        "The LoRA was saved before it had learnt anything, or is for components that the WebUI leaves out (SD.Next:"
+        ' text encoders, unless "LoRA native apply to text encoder" is on).'
+    )
     return Finding("LG302", _GUARD, "lora", "", saw, evidence, cause)
 
 
@@ -92,5 +95,5 @@ def _more(asked: Asked, reaches: Sequence[Reach], differing: dict[str, set[str]]
     if not counts:
         return []
     saw = f"{named(asked)}, and {by_component(counts)} have changed that no file of it names"
-    evidence: dict[str, Primitive] = {**counts, "asked": listed(asked), "cause_key": "more"}
-    return [Finding("LG301", _GUARD, "lora", "", saw, evidence)]
+    evidence: dict[str, Primitive] = {**counts, "asked": listed(asked)}
+    return [Finding("LG308", _GUARD, "lora", "", saw, evidence)]

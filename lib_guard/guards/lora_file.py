@@ -193,9 +193,9 @@ def _not_found(use: LoraUse) -> Finding:
 
 
 def _without_effect(use: LoraUse, file: _File | None, reach: Reach | None) -> Finding:
-    why = "none of its layers is one of the loaded model's" if reach else "the WebUI has not loaded its file"
+    why = "the WebUI applies none of its layers" if reach else "the WebUI has not loaded its file"
     if file is not None and file.verdict.kind == LORA:
-        counted = f"none of its {len(file.layers)} layers is one of the loaded model's"
+        counted = f"the WebUI applies none of its {len(file.layers)} layers"
         why = "; ".join([counted if reach else why, *file.remarks])
     elif file is not None:
         kind = file.verdict.kind.replace("_", " ")

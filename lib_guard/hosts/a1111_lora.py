@@ -183,7 +183,7 @@ class A1111LoraHandling:
             return (
                 f"{_OLD_METHOD} is on, by you or by an extension (Regional Prompter sets it), and then the WebUI does"
                 " not take merged LoRAs out.",
-                f"{_OLD_METHOD} off; in Regional Prompter (Latent) choose LoRA in negative prompt or Attention.",
+                f'{_OLD_METHOD} off; in Regional Prompter use Attention, or tick "Use LoHa or other".',
             )
         if self.activation() is None:
             return (

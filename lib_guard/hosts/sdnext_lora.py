@@ -40,9 +40,10 @@ from .lora_handling import Asked, LoraUse, Place, Reach
 _COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer", "transformer_2")
 _TEXT = "text_encoder"
 
-#: The labels on the page Settings > Extra Networks (ui_definitions.py:683-690).
-_PAGE = "Settings > Extra Networks"
+#: The labels on the page Settings > Networks (ui_definitions.py:683-690).
+_PAGE = "Settings > Networks"
 _FUSE = f'{_PAGE} > "LoRA native fuse with model"'
+_FORCE = f'{_PAGE} > "LoRA force reload always"'
 _FUSE_DIFFUSERS = f'{_PAGE} > "LoRA diffusers fuse with model"'
 
 
@@ -213,6 +214,12 @@ class SdNextLoraHandling:
         """See `LoraHandling`."""
         from modules import shared
 
+        if shared.opts.lora_force_reload:
+            return (
+                f"{_FORCE} is on: what is fused is subtracted at the end of each request, and once more before the"
+                " next.",
+                f"{_FORCE} off.",
+            )
         if shared.opts.lora_force_diffusers and shared.opts.lora_fuse_diffusers:
             return (
                 f"{_FUSE_DIFFUSERS} is on: LoRAs are fused into the weights, and nothing takes them out again.",
@@ -224,7 +231,10 @@ class SdNextLoraHandling:
                 " strength that is asked for by then, and rounded.",
                 f"{_FUSE} off, which costs memory for a copy of the layers.",
             )
-        return "The way in which LoRAs are applied was changed while one was in the model.", f"{_FUSE} off."
+        return (
+            f"One was fused, and then a setting of {_PAGE} > LoRA was changed while it was in the weights.",
+            "Change these settings while no LoRA is in use.",
+        )
 
 
 def _pipe() -> Any:

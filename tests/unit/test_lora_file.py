@@ -173,7 +173,7 @@ def test_no_layer_is_the_models(tmp_path, name, reach):
     saved(tmp_path, lora("lora_unet_elsewhere", 32, 32)).rename(file)
     (finding,) = said(use(file), reach, sd15())
     assert finding.code == "LG302"
-    assert ("has not loaded its file" if reach is None else "layers is one of the loaded model's") in finding.saw
+    assert ("has not loaded its file" if reach is None else "the WebUI applies none of its") in finding.saw
 
 
 @pytest.mark.parametrize("strengths", [(0,), (0.0, 0.0), (0.0, None)])

@@ -268,6 +268,33 @@ def no_networks_in_vae(on: bool) -> dict[str, Any]:
     return {}
 
 
+def forget_networks() -> dict[str, Any]:
+    """SD.Next: nothing remembered of LoRAs and of encoded prompts, as after a start."""
+    common, cached = sys.modules["modules.lora.lora_common"], sys.modules["modules.sd_hijack_te"]
+    common.loaded_networks.clear()
+    common.previously_loaded_networks = []
+    sys.modules["modules.lora.lora_load"].lora_cache.clear()
+    cached.prompt_cache.cache.clear()
+    sys.modules["modules.prompt_parser_diffusers"].cache.clear()
+    return {}
+
+
+def interrupt_at_layer(count: int) -> dict[str, Any]:
+    """SD.Next: press Interrupt when that many more layers have been changed by a LoRA, or by its removal; once."""
+    networks = sys.modules["modules.lora.networks"]
+    original, left = networks.network_apply_direct, [count]
+
+    def network_apply_direct(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            shared.state.interrupted = True
+            networks.network_apply_direct = original
+        return original(*args, **kwargs)
+
+    networks.network_apply_direct = network_apply_direct
+    return {}
+
+
 _unbroken: list[Callable[..., Any]] = []
 
 
@@ -635,7 +662,15 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     call.__name__: call
     for call in (
         *(damage, convert, align, weights, dtypes, marks, ledger, watch_hooks, at_step, reload_ui, detector, control),
-        *(no_networks_in_vae, break_network, forget_conditioning, borrowed, script_order),
+        *(
+            no_networks_in_vae,
+            break_network,
+            forget_networks,
+            interrupt_at_layer,
+            forget_conditioning,
+            borrowed,
+            script_order,
+        ),
         *(upcast_vae, float_copy, own_methods, install_extension),
         *(load, restore, seed, declare, agree, manual_cast, declared, tiled_always, unlike_file, fail_in),
     )

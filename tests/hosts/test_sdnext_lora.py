@@ -1,0 +1,239 @@
+"""Rows L09-L15 and L18 on SD.Next: by pixels and by weights, bit for bit.
+
+By default SD.Next fuses LoRAs into the weights and subtracts them again. "Fresh" is what the checkpoint's files hold.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.keeper import Host, Keeper
+from harness.proof import BASE, OFF, ON, TABLE, Result, assert_silent, digest, same
+from harness.proof import fresh as load_afresh
+from harness.sequence import Sequel, Step, ask, assert_gone, choose, probe
+from sdnext_rows import SD15, SDXL, options
+
+#: The options of these rows, as they are by default.
+DEFAULTS: dict[str, Any] = {
+    "lora_fuse_native": True,
+    "lora_force_reload": False,
+    "lora_force_diffusers": False,
+    "lora_fuse_diffusers": False,
+    "lora_apply_te": False,
+}
+
+TEXT = {"extra": {"lora_apply_te": True}}
+
+
+def tagged(*tags: str, **more: Any) -> dict[str, Any]:
+    return {**BASE, "prompt": " ".join(["a red cat", *(f"<lora:{tag}>" for tag in tags)]), **more}
+
+
+PLAIN = tagged()
+CRIMSON, HALF, AZURE = tagged("tiny-crimson:1"), tagged("tiny-crimson:0.5"), tagged("tiny-azure:1")
+RELOADING: Step = choose(lora_force_reload=True)
+DIFFUSERS: Step = choose(lora_force_diffusers=True)
+FUSED: Step = choose(lora_force_diffusers=True, lora_fuse_diffusers=True)
+
+ROWS = [
+    Sequel("L09-S", "A LoRA, then the same at half strength, then none", [ask(CRIMSON), ask(HALF)], PLAIN),
+    Sequel("L09-S-another", "A LoRA, then another one", [ask(CRIMSON)], AZURE),
+    Sequel(
+        "L10-S",
+        '"LoRA force reload always": a LoRA, none, the LoRA, none',
+        [RELOADING, ask(CRIMSON), ask(PLAIN), ask(CRIMSON)],
+        PLAIN,
+    ),
+    Sequel("L11-S", "Fused, then not fused, then none", [ask(CRIMSON), choose(lora_fuse_native=False)], PLAIN),
+    Sequel("L12-S", "A LoRA of the text encoder too, by request, then none", [ask({**CRIMSON, **TEXT})], PLAIN),
+    Sequel(
+        "L12-S-option",
+        "The same by option",
+        [choose(lora_apply_te=True), ask(CRIMSON), choose(lora_apply_te=False)],
+        PLAIN,
+    ),
+    Sequel("L13-S", "A native LoRA, then the diffusers method, then none", [ask(CRIMSON), DIFFUSERS], PLAIN),
+    Sequel("L13-S-fused", "Diffusers method, fused: a LoRA, then none", [FUSED, ask(CRIMSON)], PLAIN),
+    Sequel(
+        "L13-S-fused-again",
+        "Diffusers method, fused: a LoRA, none, the LoRA",
+        [FUSED, ask(CRIMSON), ask(PLAIN)],
+        CRIMSON,
+    ),
+    Sequel(
+        "L14-S-unloading",
+        "Interrupted while a LoRA is taken out, then none",
+        [ask(CRIMSON), probe("interrupt_at_layer", count=10), ask(PLAIN)],
+        PLAIN,
+    ),
+    Sequel(
+        "L14-S-loading",
+        "Interrupted while a LoRA is loaded, then the same again",
+        [probe("interrupt_at_layer", count=10), ask(CRIMSON)],
+        CRIMSON,
+    ),
+]
+
+
+def afresh(host: Host) -> None:
+    host.options(**DEFAULTS)
+    host.generate("txt2img", PLAIN, OFF)
+    host.probe("forget_networks")
+    load_afresh(host)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_left_behind(sdnext: Keeper, row: Sequel) -> None:
+    host = sdnext()
+    first = [FUSED] if "fused" in row.id else [DIFFUSERS] if row.id == "L13-S" else []
+    try:
+        assert_gone(host, row, {"LG301", "LG305"}, lambda: afresh(host), first)
+    finally:
+        afresh(host)
+
+
+@pytest.mark.parametrize("cycles", [pytest.param(count, id=f"L15-S-{count}") for count in (1, 10, 50)])
+def test_cycles(sdnext: Keeper, cycles: int) -> None:
+    host = sdnext(cuda_dtype="BF16")
+    steps = ([ask({**CRIMSON, "steps": 1}), ask({**PLAIN, "steps": 1})] * cycles)[:-1]
+    row = Sequel(f"L15-S-{cycles}", f"bfloat16: {cycles} times a LoRA and none", steps, PLAIN)
+    assert_gone(host, row, {"LG301"}, lambda: afresh(host))
+
+
+@pytest.mark.parametrize("row_id", ["L09-S-sweep"])
+def test_sweep(sdnext: Keeper, row_id: str) -> None:
+    """Four strengths in a row: four pictures, each that of a fresh process."""
+    host, strengths = sdnext(), ("1", "0.75", "0.5", "0.25")
+    bodies = [tagged(f"tiny-crimson:{strength}") for strength in strengths]
+    result = TABLE.add(host, Result(row_id, "A sweep of strengths"))
+    references = []
+    for body in bodies:
+        afresh(host)
+        references.append(host.generate("txt2img", body, OFF).pictures)
+    afresh(host)
+    without = [host.generate("txt2img", body, OFF).pictures for body in bodies]
+    afresh(host)
+    with_ = [host.generate("txt2img", body, ON).pictures for body in bodies]
+    result.reference, result.without, result.with_ = (
+        " ".join(digest(one) for one in row) for row in (references, without, with_)
+    )
+    assert len({digest(one) for one in references}) == 4
+    assert not all(same(one, other) for one, other in zip(without[1:], references[1:])), "it does not fail"
+    assert all(same(one, other) for one, other in zip(with_, references)), result
+    result.codes, result.passed = "LG301", True
+
+
+@pytest.mark.parametrize("kind", [pytest.param("nowhere", id="L18-S-nowhere"), pytest.param("idle", id="L18-S-idle")])
+def test_without_effect(sdnext: Keeper, kind: str) -> None:
+    host = sdnext()
+    result = TABLE.add(host, Result(f"L18-S-{kind}", "A LoRA that changes nothing"))
+    afresh(host)
+    plain = host.generate("txt2img", PLAIN, OFF).pictures
+    without = host.generate("txt2img", tagged(f"tiny-{kind}:1"), OFF).pictures
+    afresh(host)
+    mark = host.mark()
+    with_ = host.generate("txt2img", tagged(f"tiny-{kind}:1"), ON).pictures
+    entries, said = host.probe.entries(), host.said(mark)
+    result.without, result.with_ = digest(without), digest(with_)
+    result.codes = " ".join(entry["code"] for entry in entries)
+    assert same(without, plain) and same(with_, plain), "it has an effect"
+    assert result.codes == "LG302" and len(said) == 1 and f"tiny-{kind}" in said[0], said
+    result.passed = True
+
+
+# Healthy: copies of the layers instead of fused LoRAs.
+
+SILENT = [AZURE, PLAIN, CRIMSON, HALF, tagged("tiny-crimson:0.7", "tiny-azure:0.4"), PLAIN, AZURE]
+
+
+@contextmanager
+def unfused(host: Host) -> Iterator[None]:
+    with options(host, {"lora_fuse_native": False}, DEFAULTS):
+        yield
+
+
+@pytest.mark.parametrize("row_id", ["Z07-S-copies"])
+def test_silent_with_copies(sdnext: Keeper, row_id: str) -> None:
+    host = sdnext()
+    with unfused(host):
+        assert_silent(host, row_id, [("txt2img", body) for body in SILENT], lambda: _prepared(host))
+
+
+@pytest.mark.parametrize("row_id", ["Z13-S-lora"])
+def test_silent_while_checkpoints_change(sdnext: Keeper, row_id: str) -> None:
+    host = sdnext()
+    calls = [
+        ("txt2img", {**body, "override_settings": {"sd_model_checkpoint": checkpoint}})
+        for body, checkpoint in ((CRIMSON, SD15), (PLAIN, SDXL), (PLAIN, SD15), (AZURE, SD15))
+    ]
+    with unfused(host):
+        assert_silent(host, row_id, calls, lambda: _prepared(host))
+    host.options(sd_model_checkpoint=SD15)
+
+
+def _prepared(host: Host) -> None:
+    host.generate("txt2img", PLAIN, OFF)
+    host.probe("forget_networks")
+    load_afresh(host)
+
+
+# Files that are not as they should be.
+
+
+def lora(host: Host, name: str) -> Path:
+    return host.data / "models" / "Lora" / f"{name}.safetensors"
+
+
+BAD_FILES = {
+    "truncated": lambda whole: whole[: len(whole) // 2],
+    "empty": lambda whole: b"",
+    "huge-header": lambda whole: struct.pack("<Q", 1 << 40) + whole[8:],
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_file(sdnext: Keeper, kind: str) -> None:
+    host = sdnext()
+    lora(host, f"bad-{kind}").write_bytes(BAD_FILES[kind](lora(host, "tiny-azure").read_bytes()))
+    assert host.post("/sdapi/v1/refresh-loras").status == 200
+    afresh(host)
+    without = host.generate("txt2img", tagged(f"bad-{kind}:1"), OFF)
+    mark = host.mark()
+    with_ = host.generate("txt2img", tagged(f"bad-{kind}:1"), ON)
+    said = host.said(mark)
+    assert with_.status == without.status == 200 and same(with_.pictures, without.pictures)
+    assert len(said) == 1 and "LG306" in said[0] and str(host.data) not in said[0], said
+
+
+@pytest.mark.parametrize(
+    "name", ["<img src=x onerror=alert(1)", "../../secret", "a" * 10_000], ids=["markup", "path", "long"]
+)
+def test_hostile_name(sdnext: Keeper, name: str) -> None:
+    host = sdnext()
+    afresh(host)
+    without = host.generate("txt2img", tagged(f"{name}:1"), OFF)
+    mark = host.mark()
+    with_ = host.generate("txt2img", tagged(f"{name}:1"), ON)
+    said = host.said(mark)
+    assert with_.status == without.status and same(with_.pictures, without.pictures)
+    assert len(said) == 1 and "LG302" in said[0] and len(said[0]) < 1500, said
+
+
+def test_replaced_file(sdnext: Keeper) -> None:
+    """SD.Next keeps what it has read by the LoRA's name; that is said."""
+    host = sdnext()
+    shutil.copy(lora(host, "tiny-azure"), lora(host, "replaced"))
+    assert host.post("/sdapi/v1/refresh-loras").status == 200
+    afresh(host)
+    host.generate("txt2img", tagged("replaced:1"), ON)
+    shutil.copy(lora(host, "tiny-idle"), lora(host, "replaced"))
+    mark = host.mark()
+    host.generate("txt2img", tagged("replaced:1"), ON)
+    assert any("LG307" in line for line in host.said(mark)), host.said(mark)
+    afresh(host)
