@@ -179,6 +179,8 @@ class ForgeHost(LdmHost):
                 " was converted afterwards, by an extension.",
                 permanent_fix=_RELOAD,
             )
+        if finding.code == "LG302" and not finding.cause and self._lora_handling.gave_up():
+            return replace(finding, cause=_GAVE_UP, permanent_fix="Take the other one out of the prompt, or mend it.")
         explained = _EXPLAINED.get(finding.code)
         return explained(finding) if explained is not None and not finding.cause else finding
 
@@ -281,6 +283,18 @@ def _explain_latent(finding: Finding) -> Finding:
     return replace(finding, permanent_fix="Start with --unet-in-bf16 or --all-in-fp32, or lower the LoRAs' strengths.")
 
 
+_GAVE_UP = "Forge applies none of a request's LoRAs when it cannot read one of them."
+
+
+def _explain_unreadable(finding: Finding) -> Finding:
+    """The host moves what it could not read away (modules_forge/patch_basic.py:47)."""
+    return replace(
+        finding,
+        cause="The file is damaged, or is no safetensors file whatever its name says. Forge has put .corrupted behind"
+        f" its name. {_GAVE_UP}",
+    )
+
+
 def _explain_broken_vae(finding: Finding) -> Finding:
     return replace(finding, permanent_fix='"VAE / Text Encoder" at the top of the page: choose another VAE.')
 
@@ -294,6 +308,7 @@ _EXPLAINED: dict[str, Callable[[Finding], Finding]] = {
     "LG201": _explain_overflow,
     "LG202": _explain_latent,
     "LG203": _explain_broken_vae,
+    "LG306": _explain_unreadable,
 }
 
 

@@ -23,7 +23,9 @@ Of Forge (dfdcbab6, 2.0.1v1.10.1) this relies on:
   processing.py:937-957           every batch begins from `forge_objects_original`, and takes what
                                   `forge_objects_after_applying_lora` holds, also where extra networks are disabled and
                                   nothing was activated
-  load_lora_state_dict            networks.py:57: what was read is kept by the file's name alone
+  load_lora_state_dict            networks.py:57: what was read is kept by the file's name alone; the tensors are the
+                                  file's own bytes, mapped into memory, so that they change with a file that is written
+                                  over, and lie beyond its end when it has become shorter: reading them ends the process
   p.cached_c, .cached_uc, .cached_hr_c, .cached_hr_uc
                                   lists of the classes, [key, encoded, infotext]; the key holds the tags of the prompt
                                   and nothing else of what LoRAs do (processing.py:413)
@@ -68,13 +70,13 @@ class ForgeLoraHandling:
     eager = False
 
     def __init__(self) -> None:
-        #: What was asked for last, and the tags that this was.
+        #: What was asked for last, by which request, and the tags that this was.
         self._asked = Asked()
+        self._request: weakref.ref[Any] | None = None
         self._tags: list[Any] | None = None
         #: The keys of encoded prompts that are in the host's caches, with what was asked for when they were encoded.
         self._encoded: list[tuple[Any, Asked]] = []
-        #: Of each file a tensor that the host holds, and the file's stamp when it was first seen.
-        self._read: dict[Path, tuple[weakref.ref[torch.Tensor], tuple[int, int]]] = {}
+        self._read: dict[Path, _Read] = {}
 
     def activation(self) -> tuple[object, str] | None:
         """See `LoraHandling`."""
@@ -90,6 +92,7 @@ class ForgeLoraHandling:
     def asked(self, request: Any, params: Sequence[Any] | None, **options: Any) -> Asked:
         """See `LoraHandling`. The host has just filled its list from these tags, and `sd_lora` has been added."""
         self._note_encoded(request)
+        self._request = weakref.ref(request)
         self._tags = None if params is None else list(params)
         uses = () if params is None else tuple(_use(_networks(), tag) for tag in params)
         self._asked = Asked(uses, (_is_online(),))
@@ -106,6 +109,8 @@ class ForgeLoraHandling:
         nothing is asked for and some are noted all the same, the host would leave them in; where another set was merged
         half way over the noted one, it would leave that.
         """
+        if any(self._is_written_over(use) for use in asked.loras):
+            self._read_again()
         with torch.inference_mode():
             for part in _parts():
                 patcher = part.applied
@@ -189,8 +194,9 @@ class ForgeLoraHandling:
         return False
 
     def reach(self, use: LoraUse, places: Sequence[Place]) -> Reach | None:
-        """See `LoraHandling`. Also a file that was read may have left no patch: none of its layers was known."""
-        if use.file is None or not _is_listed(use.file):
+        """See `LoraHandling`. A file that was read may have left no patch: none of its layers was known. After a set of
+        which one could not be read, none has: the host gives all of them up, and moves a damaged file away."""
+        if use.file is None or self.gave_up() or not _is_listed(use.file):
             return None
         weights: dict[str, frozenset[str]] = {}
         online = False
@@ -204,10 +210,14 @@ class ForgeLoraHandling:
         count = sum(len({name.rpartition(".")[0] for name in names}) for names in weights.values())
         return Reach(count, None if online else weights)
 
+    def gave_up(self) -> bool:
+        """Whether the host has given up all LoRAs of the last activation, because it has not read one of them."""
+        return any(not any(use.stamp) for use in self._asked.loras)
+
     def stale(self, use: LoraUse) -> bool:
         """See `LoraHandling`."""
         known = self._read.get(use.file) if use.file is not None else None
-        return known is not None and known[1] != use.stamp
+        return known is not None and known.stamp != use.stamp
 
     def permanent_fix(self) -> tuple[str, str]:
         """See `LoraHandling`. Asked before anything is repaired, so the host's state still tells."""
@@ -248,8 +258,45 @@ class ForgeLoraHandling:
         if use.file is None or tensor is None:
             return
         known = self._read.get(use.file)
-        if known is None or known[0]() is not tensor:
-            self._read[use.file] = (weakref.ref(tensor), use.stamp)
+        if known is None or known.tensor() is not tensor:
+            self._read[use.file] = _Read(weakref.ref(tensor), use.stamp, _inode(use.file))
+
+    def _is_written_over(self, use: LoraUse) -> bool:
+        """Whether the very file that the host has mapped was changed. One that was put in its place does no harm."""
+        return self.stale(use) and use.file is not None and self._read[use.file].inode == _inode(use.file)
+
+    def _read_again(self) -> None:
+        """Have the host read the files of the last activation anew, before it merges what it has of them."""
+        networks, request = _networks(), self._request() if self._request is not None else None
+        if networks is None or request is None:
+            return
+        networks.load_lora_state_dict.cache_clear()
+        _let_go_of_clones()
+        try:
+            self.activate_again(request, self._tags)
+        except (ValueError, RuntimeError, KeyError, AttributeError, OSError):
+            self.activate_again(request, [])  # as the host does it
+        for use in self._asked.loras:
+            self._note_read(use)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What the host has read of a file.
+
+    tensor: one of its tensors, which the host holds. stamp, inode: the file's when it was first seen in use.
+    """
+
+    tensor: weakref.ref[torch.Tensor]
+    stamp: tuple[int, int]
+    inode: int
+
+
+def _inode(file: Path) -> int:
+    try:
+        return file.stat().st_ino
+    except OSError:
+        return 0
 
 
 # The model and its clones.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import struct
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from a1111_rows import RED, prompter, regions, reload_ui, settle, start
+from harness.chance import Move, assert_never_wrong, drawn
 from harness.keeper import Host, Keeper
 from harness.proof import BASE, OFF, ON, TABLE, Result, digest, same
 from harness.sequence import Sequel, Step, ask, assert_gone, choose, probe
@@ -205,3 +207,60 @@ def test_replaced_file(host: Host) -> None:
     settle(host)
     expected = host.generate("txt2img", tagged("replaced"), OFF).pictures
     assert not same(expected, old) and same(new, expected)
+
+
+# At random.
+
+SETS = {
+    "none": BASE["prompt"],
+    "red": RED["prompt"],
+    "half": f"{BASE['prompt']} <lora:redlora:0.5>",
+    "both": f"{BASE['prompt']} <lora:redlora:0.7> <lora:bluelora:-0.4>",
+    "green": f"{BASE['prompt']} <lora:greenunet:1>",
+}
+RAISE, INTERRUPT, NOTHING = (probe("at_step", step=1, what=what) for what in ("raise", "interrupt", "nothing"))
+KEY_ERROR, MENDED = probe("break_network", name="bluelora", layer="attn2"), probe("break_network", name="")
+
+
+def quick(loras: str, **more: Any) -> dict[str, Any]:
+    return {**BASE, "steps": 1, "prompt": SETS[loras], **more}
+
+
+def reference(key: str) -> Move:
+    loras, _, way = key.partition(" ")
+    return Move(key, quick(loras), [choose(lora_functional=way == "functional")])
+
+
+def draw(chance: random.Random) -> Move:
+    kind, loras = chance.choice(KINDS), chance.choice([*SETS])
+    functional = chance.random() < 0.2
+    mode, key = choose(lora_functional=functional), f"{loras} functional" if functional and loras != "none" else loras
+    name = f"{kind}, {key}"
+    if kind == "plain":
+        return Move(name, quick(loras), [mode], expected=key, empty=loras == "none")
+    if kind == "empty":
+        return Move(name, quick("none"), [mode], expected="none", empty=True)
+    if kind == "disabled":
+        return Move(name, quick("none", disable_extra_networks=True), [mode], expected="none", empty=True)
+    if kind == "checkpoint":
+        away = choose(sd_model_checkpoint="othersd1.safetensors")
+        return Move(name, quick(loras), [mode, away], [choose(sd_model_checkpoint="tinysd1.safetensors")])
+    if kind == "setting":
+        return Move(name, quick("none"), [mode, choose(sd_lora="redlora")], [choose(sd_lora="None")])
+    if kind == "broken":
+        return Move(name, quick("both"), [mode, KEY_ERROR], [MENDED])
+    return Move(name, quick(loras), [mode, RAISE if kind == "raise" else INTERRUPT], [NOTHING])
+
+
+KINDS = ("plain", "plain", "empty", "empty", "disabled", "checkpoint", "setting", "broken", "raise", "interrupt")
+
+
+@pytest.mark.parametrize("row_id", ["L19-A-random"])
+def test_random_sequence(host: Host, row_id: str) -> None:
+    keys = [*SETS, *(f"{loras} functional" for loras in SETS if loras != "none")]
+
+    def fresh() -> None:
+        host.options(lora_functional=False, sd_lora="None")
+        settle(host)
+
+    assert_never_wrong(host, row_id, drawn(draw), {key: reference(key) for key in keys}, fresh)

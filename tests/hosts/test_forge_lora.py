@@ -133,7 +133,8 @@ def test_without_effect(host: Host, kind: str) -> None:
     red = load_file(lora(host, "redlora"))
     changed = {
         "nowhere": {name.replace("lora_", "lora_elsewhere_", 1): one for name, one in red.items()},
-        "idle": {name: np.zeros_like(one) if "lora_up" in name else one for name, one in red.items()},
+        # Forge says SHAPE MISMATCH, WEIGHT NOT MERGED of each, and goes on.
+        "idle": {name.replace("lora_up.weight", "diff"): np.ones(3, np.float16) for name in red if "lora_up" in name},
     }
     save_file(changed[kind], lora(host, kind))
     refresh(host)
@@ -170,7 +171,7 @@ def test_bad_file(host: Host, kind: str) -> None:
         refresh(host)
         fresh(host)
         mark = host.mark()
-        found[scripts is ON] = host.generate("txt2img", tagged("redlora:1", f"{name}:1"), scripts)
+        found[scripts is ON] = host.generate("txt2img", tagged(f"{name}:1"), scripts)
     said = host.said(mark)
     assert found[True].status == found[False].status == 200 and same(found[True].pictures, found[False].pictures)
     assert len(said) == 1 and "LG306" in said[0] and "Traceback" not in said[0], said
@@ -196,23 +197,68 @@ def test_hostile_name(host: Host, name: str) -> None:
     assert len(json.dumps(host.probe.entries())) < 4000
 
 
+def test_good_beside_bad(host: Host) -> None:
+    """Forge gives up all LoRAs of a request for one that it cannot read: each is named."""
+    fresh(host)
+    mark = host.mark()
+    with_ = host.generate("txt2img", tagged("redlora:1", "nobody:1"), ON).pictures
+    said = host.said(mark)
+    assert len(said) == 2 and all("LG302" in line for line in said) and "applies none" in said[0], said
+    fresh(host)
+    assert same(with_, host.generate("txt2img", BASE, OFF).pictures)
+
+
 @pytest.mark.parametrize("row_id", ["L18-F-replaced"])
 def test_replaced_file(host: Host, row_id: str) -> None:
-    """Forge keeps what it has read by the file's name; nobody but the host could change that, so it is said."""
-    result = TABLE.add(host, Result(row_id, "A LoRA's file replaced between two requests"))
-    name = "replaced"
+    """Forge keeps what it has read by the file's name; it uses it on, and that is said."""
+    result = TABLE.add(host, Result(row_id, "Another file put in the place of a LoRA's between two requests"))
+    name, body = "replaced", tagged("replaced:1")
+    found = {}
+    for scripts in (OFF, ON):
+        shutil.copy(lora(host, "redlora"), lora(host, name))
+        refresh(host)
+        fresh(host)
+        host.generate("txt2img", body, scripts)
+        shutil.copy(lora(host, "bluelora"), lora(host, "next"))
+        mark = host.mark()
+        lora(host, "next").replace(lora(host, name))
+        found[scripts is ON] = host.generate("txt2img", body, scripts).pictures
+        name = "again"
+        body = tagged("again:1")
+    said = host.said(mark)
+    result.without, result.with_ = digest(found[False]), digest(found[True])
+    result.codes = " ".join(entry["code"] for entry in host.probe.entries())
+    fresh(host)
+    red = host.generate("txt2img", RED, OFF).pictures
+    assert same(found[False], red) and same(found[True], red)
+    assert len(said) == 1 and "LG307" in said[0], said
+    result.reference, result.passed = digest(red), True
+
+
+@pytest.mark.parametrize("row_id", ["L18-F-written-over"])
+@pytest.mark.parametrize("what", ["bluelora", "shorter", "damaged"])
+def test_file_written_over(host: Host, row_id: str, what: str) -> None:
+    """What Forge has read are the file's own bytes: beyond the end of a shorter file there are none, and reading them
+    would end the process."""
+    result = TABLE.add(host, Result(f"{row_id}-{what}", "A LoRA's file written over between two requests"))
+    name, blue = f"over-{what}", load_file(lora(host, "bluelora"))
     shutil.copy(lora(host, "redlora"), lora(host, name))
+    if what == "shorter":
+        save_file({key: one for key, one in blue.items() if "down_blocks" in key}, lora(host, "shorter"))
+    elif what == "damaged":
+        lora(host, "damaged").write_bytes(b"nothing")
     refresh(host)
     fresh(host)
-    old = host.generate("txt2img", tagged(f"{name}:1"), ON).pictures
-    shutil.copy(lora(host, "bluelora"), lora(host, name))
-    mark = host.mark()
-    new = host.generate("txt2img", tagged(f"{name}:1"), ON).pictures
-    said = host.said(mark)
-    result.without, result.with_ = "the picture of the file before", digest(new)
-    result.codes = " ".join(entry["code"] for entry in host.probe.entries())
-    assert same(old, new), "Forge reads it again by now"
-    assert len(said) == 1 and "LG307" in said[0], said
+    expected = BASE if what == "damaged" else tagged(f"{what}:1")
+    reference = host.generate("txt2img", expected, OFF).pictures
+    fresh(host)
+    before = host.generate("txt2img", tagged(f"{name}:1"), ON).pictures
+    shutil.copy(lora(host, what), lora(host, name))
+    after = host.generate("txt2img", tagged(f"{name}:1"), ON).pictures
+    result.with_, result.reference = digest(after), digest(reference)
+    assert not same(before, reference) and same(after, reference)
+    assert same(host.generate("txt2img", BASE, ON).pictures, host.generate("txt2img", BASE, ON).pictures)
+    assert host.probe("unlike_file") == []
     result.passed = True
 
 

@@ -5,18 +5,23 @@ By default SD.Next fuses LoRAs into the weights and subtracts them again. "Fresh
 
 from __future__ import annotations
 
+import random
 import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from harness.chance import Move, assert_never_wrong, drawn
 from harness.keeper import Host, Keeper
 from harness.proof import BASE, OFF, ON, TABLE, Result, assert_silent, digest, same
 from harness.proof import fresh as load_afresh
 from harness.sequence import Sequel, Step, ask, assert_gone, choose, probe
+from safetensors.numpy import load_file, save_file
 from sdnext_rows import SD15, SDXL, options
 
 #: The options of these rows, as they are by default.
@@ -36,14 +41,14 @@ def tagged(*tags: str, **more: Any) -> dict[str, Any]:
 
 
 PLAIN = tagged()
-CRIMSON, HALF, AZURE = tagged("tiny-crimson:1"), tagged("tiny-crimson:0.5"), tagged("tiny-azure:1")
+CRIMSON, HALF, TEAL = tagged("tiny-crimson:1"), tagged("tiny-crimson:0.5"), tagged("teal:1")
 RELOADING: Step = choose(lora_force_reload=True)
 DIFFUSERS: Step = choose(lora_force_diffusers=True)
 FUSED: Step = choose(lora_force_diffusers=True, lora_fuse_diffusers=True)
 
 ROWS = [
     Sequel("L09-S", "A LoRA, then the same at half strength, then none", [ask(CRIMSON), ask(HALF)], PLAIN),
-    Sequel("L09-S-another", "A LoRA, then another one", [ask(CRIMSON)], AZURE),
+    Sequel("L09-S-another", "A LoRA, then another one", [ask(CRIMSON)], TEAL),
     Sequel(
         "L10-S",
         '"LoRA force reload always": a LoRA, none, the LoRA, none',
@@ -81,6 +86,22 @@ ROWS = [
 ]
 
 
+def started(sdnext: Keeper, **settings: Any) -> Host:
+    """The host with a second LoRA in the form that SD.Next reads: the first one's layers the other way round."""
+    host = sdnext(**settings)
+    place = lora(host, "teal")
+    if not place.exists():
+        tensors = load_file(lora(host, "tiny-crimson"))
+        save_file({name: np.flip(one, 0).copy() if "lora_up" in name else one for name, one in tensors.items()}, place)
+        assert host.post("/sdapi/v1/refresh-loras").status == 200
+        host.probe("find_files")
+    return host
+
+
+def lora(host: Host, name: str) -> Path:
+    return host.data / "models" / "Lora" / f"{name}.safetensors"
+
+
 def afresh(host: Host) -> None:
     host.options(**DEFAULTS)
     host.generate("txt2img", PLAIN, OFF)
@@ -90,7 +111,7 @@ def afresh(host: Host) -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_left_behind(sdnext: Keeper, row: Sequel) -> None:
-    host = sdnext()
+    host = started(sdnext)
     first = [FUSED] if "fused" in row.id else [DIFFUSERS] if row.id == "L13-S" else []
     try:
         assert_gone(host, row, {"LG301", "LG305"}, lambda: afresh(host), first)
@@ -100,7 +121,7 @@ def test_left_behind(sdnext: Keeper, row: Sequel) -> None:
 
 @pytest.mark.parametrize("cycles", [pytest.param(count, id=f"L15-S-{count}") for count in (1, 10, 50)])
 def test_cycles(sdnext: Keeper, cycles: int) -> None:
-    host = sdnext(cuda_dtype="BF16")
+    host = started(sdnext, cuda_dtype="BF16")
     steps = ([ask({**CRIMSON, "steps": 1}), ask({**PLAIN, "steps": 1})] * cycles)[:-1]
     row = Sequel(f"L15-S-{cycles}", f"bfloat16: {cycles} times a LoRA and none", steps, PLAIN)
     assert_gone(host, row, {"LG301"}, lambda: afresh(host))
@@ -109,7 +130,7 @@ def test_cycles(sdnext: Keeper, cycles: int) -> None:
 @pytest.mark.parametrize("row_id", ["L09-S-sweep"])
 def test_sweep(sdnext: Keeper, row_id: str) -> None:
     """Four strengths in a row: four pictures, each that of a fresh process."""
-    host, strengths = sdnext(), ("1", "0.75", "0.5", "0.25")
+    host, strengths = started(sdnext), ("1", "0.75", "0.5", "0.25")
     bodies = [tagged(f"tiny-crimson:{strength}") for strength in strengths]
     result = TABLE.add(host, Result(row_id, "A sweep of strengths"))
     references = []
@@ -131,7 +152,7 @@ def test_sweep(sdnext: Keeper, row_id: str) -> None:
 
 @pytest.mark.parametrize("kind", [pytest.param("nowhere", id="L18-S-nowhere"), pytest.param("idle", id="L18-S-idle")])
 def test_without_effect(sdnext: Keeper, kind: str) -> None:
-    host = sdnext()
+    host = started(sdnext)
     result = TABLE.add(host, Result(f"L18-S-{kind}", "A LoRA that changes nothing"))
     afresh(host)
     plain = host.generate("txt2img", PLAIN, OFF).pictures
@@ -149,7 +170,7 @@ def test_without_effect(sdnext: Keeper, kind: str) -> None:
 
 # Healthy: copies of the layers instead of fused LoRAs.
 
-SILENT = [AZURE, PLAIN, CRIMSON, HALF, tagged("tiny-crimson:0.7", "tiny-azure:0.4"), PLAIN, AZURE]
+SILENT = [TEAL, PLAIN, CRIMSON, HALF, tagged("tiny-crimson:0.7", "teal:0.4"), PLAIN, TEAL]
 
 
 @contextmanager
@@ -160,17 +181,17 @@ def unfused(host: Host) -> Iterator[None]:
 
 @pytest.mark.parametrize("row_id", ["Z07-S-copies"])
 def test_silent_with_copies(sdnext: Keeper, row_id: str) -> None:
-    host = sdnext()
+    host = started(sdnext)
     with unfused(host):
         assert_silent(host, row_id, [("txt2img", body) for body in SILENT], lambda: _prepared(host))
 
 
 @pytest.mark.parametrize("row_id", ["Z13-S-lora"])
 def test_silent_while_checkpoints_change(sdnext: Keeper, row_id: str) -> None:
-    host = sdnext()
+    host = started(sdnext)
     calls = [
         ("txt2img", {**body, "override_settings": {"sd_model_checkpoint": checkpoint}})
-        for body, checkpoint in ((CRIMSON, SD15), (PLAIN, SDXL), (PLAIN, SD15), (AZURE, SD15))
+        for body, checkpoint in ((CRIMSON, SD15), (PLAIN, SDXL), (PLAIN, SD15), (TEAL, SD15))
     ]
     with unfused(host):
         assert_silent(host, row_id, calls, lambda: _prepared(host))
@@ -186,10 +207,6 @@ def _prepared(host: Host) -> None:
 # Files that are not as they should be.
 
 
-def lora(host: Host, name: str) -> Path:
-    return host.data / "models" / "Lora" / f"{name}.safetensors"
-
-
 BAD_FILES = {
     "truncated": lambda whole: whole[: len(whole) // 2],
     "empty": lambda whole: b"",
@@ -199,8 +216,8 @@ BAD_FILES = {
 
 @pytest.mark.parametrize("kind", BAD_FILES)
 def test_bad_file(sdnext: Keeper, kind: str) -> None:
-    host = sdnext()
-    lora(host, f"bad-{kind}").write_bytes(BAD_FILES[kind](lora(host, "tiny-azure").read_bytes()))
+    host = started(sdnext)
+    lora(host, f"bad-{kind}").write_bytes(BAD_FILES[kind](lora(host, "teal").read_bytes()))
     assert host.post("/sdapi/v1/refresh-loras").status == 200
     afresh(host)
     without = host.generate("txt2img", tagged(f"bad-{kind}:1"), OFF)
@@ -215,7 +232,7 @@ def test_bad_file(sdnext: Keeper, kind: str) -> None:
     "name", ["<img src=x onerror=alert(1)", "../../secret", "a" * 10_000], ids=["markup", "path", "long"]
 )
 def test_hostile_name(sdnext: Keeper, name: str) -> None:
-    host = sdnext()
+    host = started(sdnext)
     afresh(host)
     without = host.generate("txt2img", tagged(f"{name}:1"), OFF)
     mark = host.mark()
@@ -227,8 +244,8 @@ def test_hostile_name(sdnext: Keeper, name: str) -> None:
 
 def test_replaced_file(sdnext: Keeper) -> None:
     """SD.Next keeps what it has read by the LoRA's name; that is said."""
-    host = sdnext()
-    shutil.copy(lora(host, "tiny-azure"), lora(host, "replaced"))
+    host = started(sdnext)
+    shutil.copy(lora(host, "teal"), lora(host, "replaced"))
     assert host.post("/sdapi/v1/refresh-loras").status == 200
     afresh(host)
     host.generate("txt2img", tagged("replaced:1"), ON)
@@ -237,3 +254,61 @@ def test_replaced_file(sdnext: Keeper) -> None:
     host.generate("txt2img", tagged("replaced:1"), ON)
     assert any("LG307" in line for line in host.said(mark)), host.said(mark)
     afresh(host)
+
+
+# At random.
+
+SETS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "crimson": ("tiny-crimson:1",),
+    "half": ("tiny-crimson:0.5",),
+    "azure": ("teal:1",),
+    "both": ("tiny-crimson:0.7", "teal:-0.4"),
+}
+#: How LoRAs are applied; those by which pictures differ have keys of their own.
+WAYS: dict[str, dict[str, Any]] = {
+    "": {},
+    "copies": {"lora_fuse_native": False},
+    "text": {"lora_apply_te": True},
+    "diffusers": {"lora_force_diffusers": True},
+    "fused": {"lora_force_diffusers": True, "lora_fuse_diffusers": True},
+    "again": {"lora_force_reload": True},
+}
+RAISE, INTERRUPT, NOTHING = (probe("at_step", step=1, what=what) for what in ("raise", "interrupt", "nothing"))
+KINDS = ("plain", "plain", "empty", "empty", "checkpoint", "loading", "raise", "interrupt")
+
+
+def way(name: str) -> Step:
+    return choose(**{**DEFAULTS, **WAYS[name]})
+
+
+def move(key: str, **more: Any) -> Move:
+    loras, _, name = key.partition(" ")
+    return Move(key, tagged(*SETS[loras], steps=1), [way(name)], **more)
+
+
+def draw(chance: random.Random) -> Move:
+    kind, loras, name = chance.choice(KINDS), chance.choice([*SETS]), chance.choice([*WAYS])
+    key = "none" if loras == "none" else f"{loras} {name}".strip()
+    if kind == "empty":
+        key = "none"
+    if kind in ("plain", "empty"):
+        told = move(key, expected=key, empty=key == "none")
+        return replace(told, name=f"{kind}, {loras} {name}", before=[way(name)])
+    body, mode = tagged(*SETS[loras], steps=1), way(name)
+    if kind == "checkpoint":
+        there, back = choose(sd_model_checkpoint=SDXL), choose(sd_model_checkpoint=SD15)
+        return Move(f"{kind}, {key}", {**body, "prompt": "a red cat"}, [mode, there], [back])
+    if kind == "loading":
+        return Move(f"{kind}, {key}", body, [mode, probe("interrupt_at_layer", count=chance.randint(1, 60))])
+    return Move(f"{kind}, {key}", body, [mode, RAISE if kind == "raise" else INTERRUPT], [NOTHING])
+
+
+@pytest.mark.parametrize("row_id", ["L19-S-random"])
+def test_random_sequence(sdnext: Keeper, row_id: str) -> None:
+    host = started(sdnext)
+    keys = ["none", *(f"{loras} {name}".strip() for loras in SETS if loras != "none" for name in WAYS)]
+    try:
+        assert_never_wrong(host, row_id, drawn(draw), {key: move(key) for key in keys}, lambda: afresh(host))
+    finally:
+        afresh(host)

@@ -87,6 +87,8 @@ SDNEXT = Kind(
         "server_status": 0,
         "cuda_dtype": "FP32",
         "gradio_theme": "Default",
+        # Rows send requests as fast as they are answered.
+        "server_rate_limit": 0,
     },
     write_models=write_sdnext_models,
     ready="Startup time",

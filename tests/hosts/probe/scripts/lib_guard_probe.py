@@ -279,6 +279,13 @@ def forget_networks() -> dict[str, Any]:
     return {}
 
 
+def find_files() -> dict[str, Any]:
+    """Have diffusers look for a LoRA's file in a folder itself, as it does where the Hub may be asked too; nothing is
+    asked of it for a file that is here."""
+    sys.modules["diffusers.loaders.lora_base"].HF_HUB_OFFLINE = False
+    return {}
+
+
 def interrupt_at_layer(count: int) -> dict[str, Any]:
     """SD.Next: press Interrupt when that many more layers have been changed by a LoRA, or by its removal; once."""
     networks = sys.modules["modules.lora.networks"]
@@ -662,15 +669,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     call.__name__: call
     for call in (
         *(damage, convert, align, weights, dtypes, marks, ledger, watch_hooks, at_step, reload_ui, detector, control),
-        *(
-            no_networks_in_vae,
-            break_network,
-            forget_networks,
-            interrupt_at_layer,
-            forget_conditioning,
-            borrowed,
-            script_order,
-        ),
+        *(no_networks_in_vae, forget_conditioning, borrowed, script_order),
+        *(break_network, forget_networks, find_files, interrupt_at_layer),
         *(upcast_vae, float_copy, own_methods, install_extension),
         *(load, restore, seed, declare, agree, manual_cast, declared, tiled_always, unlike_file, fail_in),
     )
