@@ -74,8 +74,10 @@ class ForgeLoraHandling:
         self._asked = Asked()
         self._request: weakref.ref[Any] | None = None
         self._tags: list[Any] | None = None
-        #: The keys of encoded prompts that are in the host's caches, with what was asked for when they were encoded.
-        self._encoded: list[tuple[Any, Asked]] = []
+        #: What the text encoder was given by it, which a file that was replaced and not read again does not change.
+        self._given: tuple[Any, ...] = ()
+        #: The keys of encoded prompts that are in the host's caches, with what the text encoder was given then.
+        self._encoded: list[tuple[Any, tuple[Any, ...]]] = []
         self._read: dict[Path, _Read] = {}
 
     def activation(self) -> tuple[object, str] | None:
@@ -96,8 +98,7 @@ class ForgeLoraHandling:
         self._tags = None if params is None else list(params)
         uses = () if params is None else tuple(_use(_networks(), tag) for tag in params)
         self._asked = Asked(uses, (_is_online(),))
-        for use in uses:
-            self._note_read(use)
+        self._note_reads()
         return self._asked
 
     def settle(self, asked: Asked) -> None:
@@ -176,8 +177,8 @@ class ForgeLoraHandling:
         own = [list(found) for name in _PROMPTS if isinstance(found := getattr(request, name, None), (list, tuple))]
         outlived = 0
         for cache in _caches(request):
-            under = next((asked for key, asked in self._encoded if key is cache[0]), self._asked)
-            outlived += under != self._asked and _has_key_of(cache, tags, own)
+            given = next((given for key, given in self._encoded if key is cache[0]), self._given)
+            outlived += given != self._given and _has_key_of(cache, tags, own)
             cache[:] = [None] * len(cache)
         self._encoded.clear()
         return outlived
@@ -239,9 +240,9 @@ class ForgeLoraHandling:
 
     def _note_encoded(self, request: Any) -> None:
         """What came into the caches since the last time was encoded under what was asked for then."""
-        known = {id(key): asked for key, asked in self._encoded}
+        known = {id(key): given for key, given in self._encoded}
         keys = [cache[0] for cache in _caches(request) if cache[0] is not None]
-        self._encoded = [(key, known.get(id(key), self._asked)) for key in keys]
+        self._encoded = [(key, known.get(id(key), self._given)) for key in keys]
 
     def _tags_of(self, request: Any) -> Mapping[str, Any] | None:
         """The tags in the keys of what this activation's text is encoded as: of the two passes' those that it was
@@ -250,6 +251,12 @@ class ForgeLoraHandling:
         given = self._tags or []
         fitting = [tags for tags in held if given[: len(tags.get("lora", ()))] == list(tags.get("lora", ()))]
         return max(fitting, key=lambda tags: len(tags.get("lora", ())), default=held[0] if held else None)
+
+    def _note_reads(self) -> None:
+        for use in self._asked.loras:
+            self._note_read(use)
+        reads = [self._read[use.file].stamp if use.file in self._read else use.stamp for use in self._asked.loras]
+        self._given = (*zip([(use.file, use.strengths) for use in self._asked.loras], reads), self._asked.mode)
 
     def _note_read(self, use: LoraUse) -> None:
         """The host holds the very tensors that it has read, as long as it does not read the file again."""
@@ -276,8 +283,7 @@ class ForgeLoraHandling:
             self.activate_again(request, self._tags)
         except (ValueError, RuntimeError, KeyError, AttributeError, OSError):
             self.activate_again(request, [])  # as the host does it
-        for use in self._asked.loras:
-            self._note_read(use)
+        self._note_reads()
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,10 @@ def fingerprints_in_files(
     that are not there under their names are left out."""
     weights = {name: tensor for name, tensor in weights_of(component).items() if name in set(names)}
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    found = tensors_named(files, prefix, shapes)
-    return {name: fingerprint(tensor.to(weights[name].dtype)) for name, tensor in found}
+    found: dict[str, Fingerprint] = {}
+    for name, tensor in tensors_named(files, prefix, shapes):
+        found.setdefault(name, fingerprint(tensor.to(weights[name].dtype)))  # the first is the one as it lies there
+    return found
 
 
 def changed_files(baseline: Baseline) -> list[Path]:

@@ -64,12 +64,12 @@ ROWS = [
         PLAIN,
     ),
     Sequel("L13-S", "A native LoRA, then the diffusers method, then none", [ask(CRIMSON), DIFFUSERS], PLAIN),
-    Sequel("L13-S-fused", "Diffusers method, fused: a LoRA, then none", [FUSED, ask(CRIMSON)], PLAIN),
+    Sequel("L13-S-fused", "Diffusers method, fused: a LoRA, then none", [FUSED, ask(TEAL)], PLAIN),
     Sequel(
         "L13-S-fused-again",
         "Diffusers method, fused: a LoRA, none, the LoRA",
-        [FUSED, ask(CRIMSON), ask(PLAIN)],
-        CRIMSON,
+        [FUSED, ask(TEAL), ask(PLAIN)],
+        TEAL,
     ),
     Sequel(
         "L14-S-unloading",
@@ -87,14 +87,17 @@ ROWS = [
 
 
 def started(sdnext: Keeper, **settings: Any) -> Host:
-    """The host with a second LoRA in the form that SD.Next reads: the first one's layers the other way round."""
+    """The host with a second LoRA in the form that SD.Next reads: the first one's layers of the UNet the other way
+    round. (With the text encoder's, its diffusers method fails the first time.)"""
     host = sdnext(**settings)
     place = lora(host, "teal")
     if not place.exists():
-        tensors = load_file(lora(host, "tiny-crimson"))
-        save_file({name: np.flip(one, 0).copy() if "lora_up" in name else one for name, one in tensors.items()}, place)
-        assert host.post("/sdapi/v1/refresh-loras").status == 200
         host.probe("find_files")
+        tensors = load_file(lora(host, "tiny-crimson"))
+        unet = {name: one for name, one in tensors.items() if name.startswith("lora_unet")}
+        save_file({name: np.flip(one, 0).copy() if "lora_up" in name else one for name, one in unet.items()}, place)
+        save_file(unet, lora(host, "wine"))
+        assert host.post("/sdapi/v1/refresh-loras").status == 200
     return host
 
 

@@ -19,6 +19,7 @@ SETTINGS = st.builds(
     precision=st.sampled_from(["off", "warn", "fix"]),
     vae_precision=st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
     finite=st.sampled_from(["off", "warn", "fix"]),
+    lora=st.sampled_from(["off", "warn", "fix"]),
 )
 
 
@@ -47,6 +48,7 @@ def test_infotext_restores_the_switches(settings):
         "precision": settings.precision,
         "vae_precision": settings.vae_precision,
         "finite": settings.finite,
+        "lora": settings.lora,
     }
 
 

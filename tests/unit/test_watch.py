@@ -63,6 +63,8 @@ class Spy:
 
     name = "precision"
     log: ClassVar[list[str]] = []
+    #: What it was told of the generation's course.
+    calls: ClassVar[list[str]] = []
     trouble = ""
 
     def __init__(self, context: GuardContext) -> None:
@@ -78,6 +80,19 @@ class Spy:
         if Spy.trouble == "detach":
             raise ValueError("a mistake of ours")
 
+    @classmethod
+    def passed_over(cls) -> None:
+        """Nothing to note: `off` is told by nothing having happened."""
+
+    def settled(self, request: object) -> None:
+        Spy.calls.append("settled")
+
+    def sampled(self, request: object) -> None:
+        Spy.calls.append("sampled")
+
+    def finished(self) -> None:
+        Spy.calls.append("finished")
+
     def find(self) -> None:
         self.context.report(Finding("LG101", "precision", "vae", "decode", "saw"), Repair("did", "proof", 1.0))
 
@@ -85,7 +100,7 @@ class Spy:
 @pytest.fixture
 def world():
     """Host, ledger and watches, with the one guard `Spy`."""
-    Spy.log, Spy.trouble = [], ""
+    Spy.log, Spy.calls, Spy.trouble = [], [], ""
     console.set_up("normal")
     host, ledger = Host(), Ledger()
     return SimpleNamespace(host=host, ledger=ledger, watches=Watches(host, ledger, (Spy,)))
@@ -107,6 +122,24 @@ def test_a_generation_that_comes_through(world):
     world.watches.end(request)
     request.ends[0]()
     assert Spy.log == ["attach fix", "detach"] and outcomes(world) == ["finished"]
+
+
+def test_guards_are_told_of_its_course(world):
+    request = Request()
+    world.watches.begin(request, [])
+    world.watches.settled(request)
+    world.watches.note(request)
+    world.watches.end(request)
+    assert Spy.calls == ["settled", "sampled", "finished"]
+
+
+def test_a_failed_generation_is_not_said_to_have_come_through(world):
+    request = Request()
+    world.watches.begin(request, [])
+    world.watches.settled(request)
+    request.ends[0]()
+    world.watches.end(request)
+    assert Spy.calls == ["settled"]
 
 
 def test_a_failed_generation_ends_where_the_host_always_ends_it(world):
@@ -178,6 +211,7 @@ def test_infotext_only_when_it_acted(world):
         "LibGuard precision": "fix",
         "LibGuard VAE precision": "auto",
         "LibGuard finite": "fix",
+        "LibGuard LoRA": "fix",
     }
 
 
@@ -189,6 +223,7 @@ def test_infotext_names_a_chosen_precision(world):
         "LibGuard precision": "warn",
         "LibGuard VAE precision": "float32",
         "LibGuard finite": "fix",
+        "LibGuard LoRA": "fix",
     }
 
 
