@@ -51,7 +51,7 @@ def _should_act(strengths: Sequence[object]) -> bool:
 
 
 def _is_idle(handling: LoraHandling, places: Sequence[Place], reach: Reach, differing: dict[str, set[str]]) -> bool:
-    if not reach.layers or not reach.weights:
+    if reach.layers == 0 or not reach.weights:
         return False
     changed = {component: names & differing.get(component, set()) for component, names in reach.weights.items()}
     count = sum(map(len, changed.values()))
@@ -76,7 +76,8 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _idle(name: str, reach: Reach) -> Finding:
-    saw = f'LoRA "{short(name)}" has {reach.layers} layers of this model, and none of them has changed'
+    count = "layers" if reach.layers is None else f"{reach.layers} layers"
+    saw = f'LoRA "{short(name)}" has {count} of this model, and none of them has changed'
     evidence: dict[str, Primitive] = {"lora": short(name), "layers": reach.layers, "cause_key": short(name)}
     cause = (
         "The LoRA was saved before it had learnt anything, or is for components that the WebUI leaves out (SD.Next:"

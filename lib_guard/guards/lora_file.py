@@ -75,7 +75,7 @@ def lora_file_findings(
     other = _made_for_another(use, file, places) if file is not None else None
     if other is not None:
         return [other]
-    if reach is None or not reach.layers:
+    if reach is None or reach.layers == 0:
         return [_without_effect(use, file, reach)] if _acts(use) and not (file and file.bundled) else []
     partial = _partial(use, file, reach, places) if file is not None else None
     return [partial] if partial is not None else []
@@ -208,9 +208,9 @@ def _without_effect(use: LoraUse, file: _File | None, reach: Reach | None) -> Fi
 
 def _partial(use: LoraUse, file: _File, reach: Reach, places: Sequence[Place]) -> Finding | None:
     whole = len(file.layers)
-    if reach.layers >= whole or _is_part(reach.layers, file.layers, places):
+    if reach.layers is None or reach.layers >= whole or _is_part(reach.layers, file.layers, places):
         return None
-    missing = _missing(file.layers, reach, places)
+    missing = _missing(file.layers, reach.layers, reach, places)
     example = f"; {on_one_line(missing, 120)} is not among them" if missing else ""
     saw = f"LoRA {_quoted(use)} has {whole} layers, of which the loaded model has {reach.layers}{example}"
     evidence: dict[str, Primitive] = {"layers": whole, "applied": reach.layers, "missing": on_one_line(missing, 120)}
@@ -231,7 +231,7 @@ def _least(layers: Iterable[str]) -> int:
     return len({path if is_unet_layer(path) else _PART_OF_ONE.sub("", path) for path in layers})
 
 
-def _missing(layers: Sequence[str], reach: Reach, places: Sequence[Place]) -> str:
+def _missing(layers: Sequence[str], applied: int, reach: Reach, places: Sequence[Place]) -> str:
     """One layer that is not applied; empty where file and model call their layers differently, so that it cannot be
     told."""
     known: set[str] = set()
@@ -240,7 +240,7 @@ def _missing(layers: Sequence[str], reach: Reach, places: Sequence[Place]) -> st
         names = list(weights_of(place.owner) if told is None else told)
         known.update(name.replace(".", "_") for name in layers_named(names))
     unknown = [path for path in layers if path not in known and _PREFIX.sub("", path, count=1) not in known]
-    return unknown[0] if len(unknown) == len(layers) - reach.layers else ""
+    return unknown[0] if len(unknown) == len(layers) - applied else ""
 
 
 # Wording.

@@ -104,14 +104,15 @@ class A1111LoraHandling:
         names = {use.name for use in asked.loras}
         return [str(one.name) for one in getattr(networks, "loaded_networks", ()) if one.name not in names]
 
-    def unload(self) -> None:
+    def unload(self) -> bool:
         """See `LoraHandling`."""
         networks = _networks()
         if networks is None:
-            raise RuntimeError("the Lora extension is not loaded")
+            return False
         networks.loaded_networks.clear()
         for _, layer in _layers(self.places()):
             _put_back(networks, layer)
+        return True
 
     def copies(self, place: Place) -> Mapping[str, torch.Tensor]:
         """See `LoraHandling`. They hang on the layers, also when the extension is gone."""

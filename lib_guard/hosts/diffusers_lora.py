@@ -63,11 +63,9 @@ class DiffusersLoraHandling:
         acting = [name for place in self.places() for name in live_adapters(place.owner)]
         return [name for name in dict.fromkeys(acting) if name not in names]
 
-    def unload(self) -> None:
-        """See `LoraHandling`."""
-        from modules import extra_networks_lora
-
-        extra_networks_lora.take_out(_pipe())
+    def unload(self) -> bool:
+        """See `LoraHandling`. `settle` has done all that diffusers can."""
+        return False
 
     def copies(self, place: Place) -> Mapping[str, torch.Tensor]:
         """See `LoraHandling`. diffusers keeps none."""

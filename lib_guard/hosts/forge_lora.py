@@ -134,7 +134,7 @@ class ForgeLoraHandling:
         online = any(part.applied.lora_loader.online_backup and not part.applied.lora_patches for part in _parts())
         return [*found, *([_ONLINE] if online and not found else [])]
 
-    def unload(self) -> None:
+    def unload(self) -> bool:
         """See `LoraHandling`. The clones are let go of as well: they would bring their LoRAs back."""
         try:
             with torch.inference_mode():
@@ -142,6 +142,7 @@ class ForgeLoraHandling:
                     _put_back(part.original)
         finally:
             _let_go_of_clones()
+        return True
 
     def copies(self, place: Place) -> Mapping[str, torch.Tensor]:
         """See `LoraHandling`."""

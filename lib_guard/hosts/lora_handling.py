@@ -74,11 +74,12 @@ class Asked:
 class Reach:
     """How far a LoRA gets in the loaded model, as the host has read it.
 
-    layers: how many of the model's layers it changes. weights: which weights that are, by component; None where the
-    host does not change weights for it (it is added to the layers' results, or is a layer of its own).
+    layers: how many of the model's layers it changes; None where the host does not tell. weights: which weights that
+    are, by component; None where the host does not change weights for it (it is added to the layers' results, or is a
+    layer of its own).
     """
 
-    layers: int
+    layers: int | None
     weights: Mapping[str, frozenset[str]] | None = None
 
 
@@ -107,8 +108,9 @@ class LoraHandling(Protocol):
         """Names of LoRAs that are not asked for and that the host holds outside of the weights, so that they will act
         all the same: networks that it still lists, adapters that are layers of their own."""
 
-    def unload(self) -> None:
-        """Rung 1: the host's own unload of everything, forced. Raises what the host raises."""
+    def unload(self) -> bool:
+        """Rung 1: the host's own unload of everything, forced. Returns whether there is such a thing; where there is
+        none, nothing has been touched. Raises what the host raises."""
 
     def copies(self, place: Place) -> Mapping[str, torch.Tensor]:
         """Rung 2: the host's own backups of weights, by the weight's name. They are only believed when their

@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 
-from ..tensors.weights import live_adapters
+from ..tensors.weights import live_adapters, weights_of
 from .lora_handling import Asked, LoraUse, Place, Reach
 
 _COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer", "transformer_2")
@@ -116,13 +116,14 @@ class SdNextLoraHandling:
         acting = [name for place in self.places() for name in live_adapters(place.owner)]
         return [name for name in dict.fromkeys(acting) if name not in names]
 
-    def unload(self) -> None:
-        """See `LoraHandling`. Adapters are taken out; what is fused is not subtracted."""
+    def unload(self) -> bool:
+        """See `LoraHandling`. Adapters are taken out; what is fused the host would only subtract."""
         from modules.lora import extra_networks_lora
 
         if not any(live_adapters(place.owner) for place in self.places()):
-            raise RuntimeError("what is fused is only subtracted by the host")
+            return False
         extra_networks_lora.unload_diffusers()
+        return True
 
     def copies(self, place: Place) -> Mapping[str, torch.Tensor]:
         """See `LoraHandling`. `settle` has put them back already."""
@@ -190,7 +191,7 @@ class SdNextLoraHandling:
             return self._reach_of_adapter(use, places)
         self._stamps.setdefault(network, use.stamp)
         if not network.modules:
-            return self._reach_of_adapter(use, places)
+            return self._reach_of_adapter(use, places) or self._reach_of_fused(places)
         weights = {
             place.component: frozenset(_weights_of(place, network.modules))
             for place in places
@@ -202,6 +203,14 @@ class SdNextLoraHandling:
         name = use.name.replace(".", "_")
         layers = [layer for place in places for layer in live_adapters(place.owner).get(name, ())]
         return Reach(len(layers)) if layers else None
+
+    def _reach_of_fused(self, places: Sequence[Place]) -> Reach | None:
+        """An adapter that the host has fused and dropped is in whatever weights it had layers for."""
+        from modules import shared
+
+        if not shared.opts.lora_fuse_diffusers:
+            return None
+        return Reach(None, {place.component: frozenset(weights_of(place.owner)) for place in places})
 
     def stale(self, use: LoraUse) -> bool:
         """See `LoraHandling`. The host keeps a Network by its name."""

@@ -107,6 +107,7 @@ def lora(host: Host, name: str) -> Path:
 
 def afresh(host: Host) -> None:
     host.options(**DEFAULTS)
+    host.probe("interrupt_at_layer", count=0)
     host.generate("txt2img", PLAIN, OFF)
     host.probe("forget_networks")
     load_afresh(host)

@@ -286,10 +286,16 @@ def find_files() -> dict[str, Any]:
     return {}
 
 
+_uninterrupted: list[Callable[..., Any]] = []
+
+
 def interrupt_at_layer(count: int) -> dict[str, Any]:
-    """SD.Next: press Interrupt when that many more layers have been changed by a LoRA, or by its removal; once."""
+    """SD.Next: press Interrupt when that many more layers have been gone through by a LoRA, or by its removal; once.
+    With 0 no longer."""
     networks = sys.modules["modules.lora.networks"]
-    original, left = networks.network_apply_direct, [count]
+    if not _uninterrupted:
+        _uninterrupted.append(networks.network_apply_direct)
+    original, left = _uninterrupted[0], [count]
 
     def network_apply_direct(*args: Any, **kwargs: Any) -> Any:
         left[0] -= 1
