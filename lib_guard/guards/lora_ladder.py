@@ -20,11 +20,13 @@ class Ladder:
         self._handling = handling
         self._places = list(places)
         self._now: dict[str, Mapping[str, Fingerprint]] = {}
+        self._strays: dict[str, list[str]] = {}
 
     def strays(self) -> dict[str, list[str]]:
-        """The weights that are not at the baseline, by component."""
+        """The weights that are not at the baseline, by component. Reads all of them."""
         self._now = {place.component: measure(place.owner) for place, _ in self._places}
-        return {place.component: baseline.strays(self._now[place.component]) for place, baseline in self._places}
+        self._strays = {place.component: known.strays(self._now[place.component]) for place, known in self._places}
+        return dict(self._strays)
 
     def renew(self) -> None:
         """Nothing strays, as `strays` has just said: take what has another dtype or shape now into the baseline."""
@@ -34,44 +36,65 @@ class Ladder:
                 keep(place.owner, baseline.renewed(now))
 
     def climb(self, asked: Asked) -> tuple[str, bool]:
-        """Try rung after rung; returns by which one it was done, in words, and whether it is proven."""
+        """Try rung after rung; returns by which one it was done, in words, and whether it is proven.
+
+        To be called after `strays`. What the host does may touch anything, so then all weights are compared anew; what
+        is written here are the strays, and these are compared.
+        """
         rungs: list[tuple[str, Callable[[], None]]] = [
-            ("by the WebUI's own unload", self._handling.unload),
+            ("by the WebUI's own unload", self._unload),
             ("from the WebUI's backups", self._from_copies),
             ("from the checkpoint's file", self._from_files),
             ("by loading the checkpoint again", self._reload),
         ]
         for rung, restore in rungs:
-            try:
-                restore()
-            except _HOST_FAILURES:
-                continue
-            if self._is_proven(asked):
+            restore()
+            if not any(self._strays.values()) and not self._handling.lingering(asked):
                 return rung, True
         return f"as far as it goes{self._excuse()}", False
 
-    def _is_proven(self, asked: Asked) -> bool:
-        return not any(self.strays().values()) and not self._handling.lingering(asked)
+    def _unload(self) -> None:
+        try:
+            touched = self._handling.unload()
+        except _HOST_FAILURES:
+            touched = True
+        if touched:
+            self.strays()
 
     def _from_copies(self) -> None:
         for place, baseline in self._places:
-            strays = baseline.strays(measure(place.owner))
+            strays = self._strays[place.component]
             if strays:
                 restore_from_copies(place.owner, baseline, strays, self._handling.copies(place))
+        self._compare_strays()
 
     def _from_files(self) -> None:
         for place, baseline in self._places:
-            restore_from_files(place.owner, baseline, baseline.strays(measure(place.owner)))
+            strays = self._strays[place.component]
+            if strays:
+                restore_from_files(place.owner, baseline, strays)
+        self._compare_strays()
+
+    def _compare_strays(self) -> None:
+        for place, baseline in self._places:
+            before = self._strays[place.component]
+            if before:
+                still = set(baseline.strays(measure(place.owner, before)))
+                self._strays[place.component] = [name for name in before if name in still]
 
     def _reload(self) -> None:
         """The host may make new modules; what they must be is what the old ones were."""
-        self._handling.reload()
+        try:
+            self._handling.reload()
+        except _HOST_FAILURES:
+            return
         before = {place.component: baseline for place, baseline in self._places}
         self._places = [
             (place, before[place.component]) for place in self._handling.places() if place.component in before
         ]
         for place, baseline in self._places:
             keep(place.owner, baseline)
+        self.strays()
 
     def _excuse(self) -> str:
         replaced = [path.name for _, baseline in self._places for path in changed_files(baseline)]

@@ -125,6 +125,32 @@ def test_next_lora_is_whole(host: Host, row_id: str) -> None:
     result.codes, result.passed = "LG301", True
 
 
+@pytest.mark.parametrize("row_id", ["L08-F-unseen"])
+def test_before_the_first_look(host: Host, row_id: str) -> None:
+    """What was merged while LibGuard was off is not taken for the checkpoint."""
+    result = TABLE.add(host, Result(row_id, "The same while LibGuard was off, on a model that it has not seen"))
+    references = []
+    for body in (BASE, RED):
+        fresh(host)
+        references.append(host.generate("txt2img", body, OFF).pictures)
+    plain, red = references
+    for first, second, expected in ((RED, BASE, plain), (RED, RED, red), (RED, DISABLED, plain)):
+        fresh(host)
+        host.generate("txt2img", first, OFF)
+        mark = host.mark()
+        assert same(host.generate("txt2img", second, ON).pictures, expected)
+        assert second is DISABLED or host.said(mark) == []
+    fresh(host)
+    host.generate("txt2img", tagged("loha21:1"), OFF)
+    result.without = digest(host.generate("txt2img", BASE, OFF).pictures)
+    with_ = host.generate("txt2img", BASE, ON).pictures
+    result.with_, result.reference = digest(with_), digest(plain)
+    result.codes = " ".join(entry["code"] for entry in host.probe.entries())
+    assert result.without != result.reference and same(with_, plain)
+    assert result.codes == "LG301" and host.probe("unlike_file") == []
+    result.passed = True
+
+
 # What does not get in.
 
 

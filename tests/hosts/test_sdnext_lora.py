@@ -264,10 +264,10 @@ def test_replaced_file(sdnext: Keeper) -> None:
 
 SETS: dict[str, tuple[str, ...]] = {
     "none": (),
-    "crimson": ("tiny-crimson:1",),
-    "half": ("tiny-crimson:0.5",),
-    "azure": ("teal:1",),
-    "both": ("tiny-crimson:0.7", "teal:-0.4"),
+    "teal": ("teal:1",),
+    "half": ("teal:0.5",),
+    "wine": ("wine:1",),
+    "both": ("teal:0.7", "wine:-0.4"),
 }
 #: How LoRAs are applied; those by which pictures differ have keys of their own.
 WAYS: dict[str, dict[str, Any]] = {

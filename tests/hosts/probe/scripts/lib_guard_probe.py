@@ -521,8 +521,10 @@ def weights() -> dict[str, str]:
 
 
 def _hash(part: torch.nn.Module) -> str:
+    """Adapters that are layers of their own are seen through: they come and go, and the model's own weights stay."""
     total = hashlib.sha256()
-    for name, tensor in sorted([*part.named_parameters(), *part.named_buffers()]):
+    held = {name.replace(".base_layer", ""): one for name, one in (*part.named_parameters(), *part.named_buffers())}
+    for name, tensor in sorted((name, one) for name, one in held.items() if ".lora_" not in name):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device.type}".encode())
         if tensor.device.type != "meta":
             raw = tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8)
