@@ -304,7 +304,8 @@ def draw(chance: random.Random) -> Move:
         there, back = choose(sd_model_checkpoint=SDXL), choose(sd_model_checkpoint=SD15)
         return Move(f"{kind}, {key}", {**body, "prompt": "a red cat"}, [mode, there], [back])
     if kind == "loading":
-        return Move(f"{kind}, {key}", body, [mode, probe("interrupt_at_layer", count=chance.randint(1, 60))])
+        interrupted = probe("interrupt_at_layer", count=chance.randint(1, 60))
+        return Move(f"{kind}, {key}", body, [mode, interrupted], [probe("interrupt_at_layer", count=0)])
     return Move(f"{kind}, {key}", body, [mode, RAISE if kind == "raise" else INTERRUPT], [NOTHING])
 
 

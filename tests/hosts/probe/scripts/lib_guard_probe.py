@@ -286,6 +286,18 @@ def find_files() -> dict[str, Any]:
     return {}
 
 
+def other_adapter(path: str) -> dict[str, Any]:
+    """SD.Next: an adapter that is no LoRA of a request, under a name as an IP-Adapter FaceID's (diffusers ip_adapter.py);
+    taken out again with an empty path."""
+    pipe = _model()
+    if path:
+        pipe.load_lora_weights(path, adapter_name="faceid_0")
+        pipe.set_adapters(["faceid_0"], adapter_weights=[1.0])
+    else:
+        pipe.unload_lora_weights()
+    return {}
+
+
 _uninterrupted: list[Callable[..., Any]] = []
 
 
@@ -678,7 +690,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     for call in (
         *(damage, convert, align, weights, dtypes, marks, ledger, watch_hooks, at_step, reload_ui, detector, control),
         *(no_networks_in_vae, forget_conditioning, borrowed, script_order),
-        *(break_network, forget_networks, find_files, interrupt_at_layer),
+        *(break_network, forget_networks, find_files, interrupt_at_layer, other_adapter),
         *(upcast_vae, float_copy, own_methods, install_extension),
         *(load, restore, seed, declare, agree, manual_cast, declared, tiled_always, unlike_file, fail_in),
     )
