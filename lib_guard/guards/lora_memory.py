@@ -26,10 +26,11 @@ class Memory:
         self._names: list[str] = []
 
     def knows(self, guard: object, asked: Asked, places: Sequence[Place]) -> bool:
-        """Whether the weights are known to be what `asked` makes of them."""
-        if self._open is not None and self._open() is not guard:
-            return False
-        return self._trusted and asked == self.last and self._is_same(places)
+        """Whether the weights are known to be what `asked` makes of them. From here on it is this guard's generation
+        that has to come through."""
+        came_through = self._open is None or self._open() is guard
+        self._open = weakref.ref(guard)
+        return came_through and self._trusted and asked == self.last and self._is_same(places)
 
     def note(self, guard: object, asked: Asked, places: Sequence[Place]) -> None:
         """The weights are the base, and `asked` is what the host makes of them in this guard's generation."""

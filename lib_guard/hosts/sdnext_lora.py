@@ -181,7 +181,8 @@ class SdNextLoraHandling:
         lora_common.loaded_networks.clear()
         networks.applied_layers.clear()
         networks.native_active = False
-        _pipe().loaded_loras = {}
+        if _pipe() is not None:
+            _pipe().loaded_loras = {}
         for place in self.places():
             for layer in _layers(place):
                 layer.network_current_names = ()
@@ -211,9 +212,8 @@ class SdNextLoraHandling:
         host's own reload in this place (lora_load.py:183-193)."""
         from modules import sd_models, shared
 
-        path = _checkpoint(_pipe())
-        if not path.exists():
-            raise FileNotFoundError(f"{path.name} is gone, and the host would be left without a model")
+        if not all(_is_there(_pipe(), place) for place in self.places()):
+            raise FileNotFoundError("a part of the checkpoint is gone, and the host would be left without a model")
         task, scheduler = sd_models.get_diffusers_task(_pipe()), getattr(_pipe(), "scheduler", None)
         sd_models.reload_model_weights(force=True)
         shared.sd_model = sd_models.set_diffuser_pipe(shared.sd_model, task)
@@ -315,6 +315,12 @@ def _place(pipe: Any, component: str, owner: torch.nn.Module) -> Place:
     path = _checkpoint(pipe)
     files = (path,) if path.is_file() else tuple(sorted((path / component).glob("*.safetensors")))
     return Place(component, owner, str(path), files)
+
+
+def _is_there(pipe: Any, place: Place) -> bool:
+    """Whether the host can load a component again, in whatever form its weights lie there."""
+    path = _checkpoint(pipe)
+    return path.is_file() or bool(place.files) or any((path / place.component).glob("*.bin"))
 
 
 def _layers(place: Place) -> Iterator[Any]:

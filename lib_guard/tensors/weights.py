@@ -56,11 +56,6 @@ def layers(names: Mapping[str, object] | list[str]) -> set[str]:
     return {name.rpartition(".")[0] for name in names}
 
 
-def has_adapters(component: nn.Module) -> bool:
-    """Whether there are PEFT adapters in a component, acting or not."""
-    return any("base_layer" in module._modules for module in component.modules())
-
-
 def live_adapters(component: nn.Module) -> dict[str, list[str]]:
     """The PEFT adapters that act in a component, each with the names of its layers. Merged ones are in the weights, and
     disabled ones do nothing."""

@@ -246,18 +246,97 @@ def test_hostile_name(sdnext: Keeper, name: str) -> None:
     assert len(said) == 1 and "LG302" in said[0] and len(said[0]) < 1500, said
 
 
-def test_replaced_file(sdnext: Keeper) -> None:
-    """SD.Next keeps what it has read by the LoRA's name; that is said."""
-    host = started(sdnext)
-    shutil.copy(lora(host, "teal"), lora(host, "replaced"))
+@pytest.mark.parametrize("diffusers", [False, True], ids=["native", "diffusers"])
+def test_replaced_file(sdnext: Keeper, diffusers: bool) -> None:
+    """SD.Next keeps what it has read by the LoRA's name, with LibGuard or without; that is said."""
+    host, name = started(sdnext), f"replaced-{diffusers}"
+    shutil.copy(lora(host, "teal"), lora(host, name))
     assert host.post("/sdapi/v1/refresh-loras").status == 200
     afresh(host)
-    host.generate("txt2img", tagged("replaced:1"), ON)
-    shutil.copy(lora(host, "tiny-idle"), lora(host, "replaced"))
-    mark = host.mark()
-    host.generate("txt2img", tagged("replaced:1"), ON)
-    assert any("LG307" in line for line in host.said(mark)), host.said(mark)
+    with options(host, {"lora_force_diffusers": diffusers}, DEFAULTS):
+        # A native Network knows when its file was read; of an adapter only LibGuard does.
+        old = host.generate("txt2img", tagged(f"{name}:1"), ON if diffusers else OFF).pictures
+        shutil.copy(lora(host, "wine"), lora(host, name))
+        mark = host.mark()
+        new = host.generate("txt2img", tagged(f"{name}:1"), ON).pictures
+        assert same(old, new), "SD.Next reads it again by now"
+        assert sum("LG307" in line for line in host.said(mark)) == 1, host.said(mark)
     afresh(host)
+
+
+# The diffusers method puts layers around the model's own.
+
+
+@pytest.mark.parametrize("row_id", ["L13-S-back"])
+def test_back_to_native(sdnext: Keeper, row_id: str) -> None:
+    """What it leaves around the layers, switched off, keeps native LoRAs out until the model is loaded again."""
+    host = started(sdnext)
+    result = TABLE.add(host, Result(row_id, "A LoRA by the diffusers method, then by the native one"))
+    afresh(host)
+    reference = host.generate("txt2img", TEAL, OFF).pictures
+    found = {}
+    for scripts in (OFF, ON):
+        afresh(host)
+        host.options(lora_force_diffusers=True)
+        host.generate("txt2img", TEAL, scripts)
+        host.options(lora_force_diffusers=False)
+        found[scripts is ON] = host.generate("txt2img", TEAL, scripts).pictures
+    said = host.said()[-1:]
+    plain = host.generate("txt2img", PLAIN, ON).pictures
+    result.reference, result.without, result.with_ = map(digest, (reference, found[False], found[True]))
+    afresh(host)
+    assert same(found[False], plain), "the LoRA has an effect without LibGuard"
+    assert same(found[True], reference), said
+    result.codes, result.passed = "nothing", True
+
+
+@pytest.mark.parametrize("row_id", ["Z15-S-adapter"])
+def test_other_adapter(sdnext: Keeper, row_id: str) -> None:
+    """An IP-Adapter FaceID brings an adapter that no request names: it stays as it is."""
+    host = started(sdnext)
+    afresh(host)
+    plain = host.generate("txt2img", PLAIN, OFF).pictures
+
+    def prepare() -> None:
+        _prepared(host)
+        host.probe("other_adapter", path=str(lora(host, "wine")))
+
+    result = assert_silent(host, row_id, [("txt2img", PLAIN), ("txt2img", PLAIN)], prepare)
+    assert result.with_ != digest(plain), "it has no effect"
+    with options(host, {"lora_force_diffusers": True}, DEFAULTS):
+        for body in (TEAL, PLAIN):
+            after = host.generate("txt2img", body, ON).pictures
+    assert result.with_ == digest([*after, *after]), "it is gone after a LoRA"
+    host.probe("other_adapter", path="")
+    afresh(host)
+
+
+@pytest.mark.parametrize("row_id", ["L09-S-no-file"])
+def test_checkpoint_gone(sdnext: Keeper, row_id: str) -> None:
+    """Nothing exact is left to restore from; then the host's subtraction, at the right strengths, is what can be done,
+    and it is said that this is not proven. The model is not loaded again, for there would be none."""
+    host = started(sdnext)
+    result = TABLE.add(host, Result(row_id, "A sweep while the checkpoint's file is gone"))
+    files = sorted((host.data / "models" / SD15 / "unet").glob("*.safetensors"))
+    pictures = {}
+    for scripts in (OFF, ON):
+        afresh(host)
+        clean = host.generate("txt2img", PLAIN, scripts).pictures
+        hidden = [path.rename(path.with_suffix(".gone")) for path in files]
+        try:
+            mark = host.mark()
+            for body in (CRIMSON, HALF, PLAIN):
+                pictures[scripts is ON] = host.generate("txt2img", body, scripts).pictures
+        finally:
+            for path in hidden:
+                path.rename(path.with_suffix(".safetensors"))
+    said = host.said(mark)
+    afresh(host)
+    off_by = {on: int(np.abs(one[0].astype(int) - clean[0]).max()) for on, one in pictures.items()}
+    result.reference, result.without, result.with_ = map(digest, (clean, pictures[False], pictures[True]))
+    assert off_by[False] > 20 and off_by[True] <= 2, off_by
+    assert said and all("LG301" in line and "not proven" in line for line in said), said
+    result.codes = "LG301"
 
 
 # At random.

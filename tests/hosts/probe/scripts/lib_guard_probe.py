@@ -287,8 +287,8 @@ def find_files() -> dict[str, Any]:
 
 
 def other_adapter(path: str) -> dict[str, Any]:
-    """SD.Next: an adapter that is no LoRA of a request, under a name as an IP-Adapter FaceID's (diffusers ip_adapter.py);
-    taken out again with an empty path."""
+    """SD.Next: an adapter that is no LoRA of a request, named as an IP-Adapter FaceID names its own (diffusers
+    ip_adapter.py:248); taken out again with an empty path."""
     pipe = _model()
     if path:
         pipe.load_lora_weights(path, adapter_name="faceid_0")
