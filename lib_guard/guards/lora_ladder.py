@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from ..hosts.lora_handling import Asked, LoraHandling, Place
 from ..tensors.baseline import Baseline, keep, measure
@@ -23,10 +24,26 @@ class Ladder:
         self._strays: dict[str, list[str]] = {}
 
     def strays(self) -> dict[str, list[str]]:
-        """The weights that are not at the baseline, by component. Reads all of them."""
-        self._now = {place.component: measure(place.owner) for place, _ in self._places}
-        self._strays = {place.component: known.strays(self._now[place.component]) for place, known in self._places}
+        """The weights that are not at the baseline, by component. Reads all of them. Where other weights altogether were
+        written into a component, they are its baseline from here on."""
+        self._measure()
+        self._places = [(place, self._of_now(place, baseline)) for place, baseline in self._places]
+        self._compare()
         return dict(self._strays)
+
+    def _measure(self) -> None:
+        self._now = {place.component: measure(place.owner) for place, _ in self._places}
+
+    def _compare(self) -> None:
+        self._strays = {place.component: known.strays(self._now[place.component]) for place, known in self._places}
+
+    def _of_now(self, place: Place, baseline: Baseline) -> Baseline:
+        now = self._now[place.component]
+        if not baseline.is_exchanged(baseline.strays(now)):
+            return baseline
+        other = replace(baseline, sums=now)
+        keep(place.owner, other)
+        return other
 
     def renew(self) -> None:
         """Nothing strays, as `strays` has just said: take what has another dtype or shape now into the baseline."""
@@ -59,7 +76,8 @@ class Ladder:
         except _HOST_FAILURES:
             touched = True
         if touched:
-            self.strays()
+            self._measure()
+            self._compare()
 
     def _from_copies(self) -> None:
         for place, baseline in self._places:
@@ -94,7 +112,8 @@ class Ladder:
         ]
         for place, baseline in self._places:
             keep(place.owner, baseline)
-        self.strays()
+        self._measure()
+        self._compare()
 
     def _excuse(self) -> str:
         replaced = [path.name for _, baseline in self._places for path in changed_files(baseline)]

@@ -225,7 +225,8 @@ def _place(model: Any, component: str, owner: torch.nn.Module, prefix: str) -> P
     file = Path(str(model.sd_checkpoint_info.filename))
     if not _holds(file, stamp(file), prefix):
         return Place(component, owner, "", (), prefix)
-    return Place(component, owner, f"{file} {getattr(model, 'sd_model_hash', '')}", (file,), prefix)
+    # With the file's stamp: the same modules are loaded into again, also from a file that was replaced meanwhile.
+    return Place(component, owner, f"{file} {stamp(file)}", (file,), prefix)
 
 
 @lru_cache(maxsize=64)

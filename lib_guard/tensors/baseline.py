@@ -7,7 +7,7 @@ under a marked name, with no class of ours in it, and a reader that does not kno
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,13 @@ class Baseline:
             for name, before in self.sums.items()
             if name not in now or (before.differs(now[name]) and _alike(before, now[name]))
         ]
+
+    def is_exchanged(self, strays: Sequence[str]) -> bool:
+        """Whether what strays are other weights altogether, put there on purpose: extensions that mix checkpoints write
+        into the loaded model. Adapters change matrices, and hardly ever norms and biases; a mix changes those as well.
+        """
+        vectors = {name for name, one in self.sums.items() if len(one.shape) == 1 and one.dtype.is_floating_point}
+        return len(vectors & set(strays)) * 2 > len(vectors)
 
     def renewed(self, now: Mapping[str, Fingerprint]) -> Baseline:
         """With what is not judged as it is now. Only to be called when nothing strays."""

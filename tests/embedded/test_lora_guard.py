@@ -150,6 +150,17 @@ def test_a_changed_checkpoint_is_a_new_baseline(host):
     assert entries() == []
 
 
+def test_a_mix_that_an_extension_writes_into_the_model_stays(host):
+    """As Model Mixer and SuperMerger do; and what a LoRA leaves in it afterwards is taken out of the mix."""
+    host.options(**FOR_GOOD)
+    send(host, TXT2IMG, ON)
+    with torch.no_grad():
+        for parameter in host.shared.sd_model.unet.parameters():
+            parameter.mul_(1.01)
+    mixed = pictures(send(host, TXT2IMG, OFF))[0]
+    assert np.array_equal(pictures(send(host, TXT2IMG, ON))[0], mixed) and entries() == []
+
+
 # At random.
 
 SETS = {"none": TXT2IMG, "crimson": CRIMSON, "azure": AZURE, "half": with_loras("tiny-crimson:0.5")}

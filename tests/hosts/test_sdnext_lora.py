@@ -202,6 +202,23 @@ def test_silent_while_checkpoints_change(sdnext: Keeper, row_id: str) -> None:
     host.options(sd_model_checkpoint=SD15)
 
 
+@pytest.mark.parametrize("mode", ["balanced", "model"], ids=lambda mode: f"Z17-S-{mode}-lora")
+def test_silent_while_offloaded(sdnext: Keeper, mode: str) -> None:
+    host = started(sdnext)
+    with unfused(host), options(host, {"diffusers_offload_mode": mode}, {"diffusers_offload_mode": "none"}):
+        assert_silent(host, f"Z17-S-{mode}-lora", [("txt2img", body) for body in SILENT], lambda: _prepared(host))
+    _prepared(host)
+
+
+@pytest.mark.parametrize("row_id", ["Z18-S-int8-lora"])
+def test_silent_while_quantized(sdnext: Keeper, row_id: str) -> None:
+    host = started(sdnext, sdnq_dequantize_compile=False, sdnq_quantize_conv_layers=True)
+    quantized = {"sdnq_quantize_weights": ["Model", "TE"], "sdnq_quantize_weights_mode": "int8"}
+    with unfused(host), options(host, quantized, {"sdnq_quantize_weights": []}):
+        assert_silent(host, row_id, [("txt2img", body) for body in SILENT], lambda: _prepared(host))
+    _prepared(host)
+
+
 def _prepared(host: Host) -> None:
     host.generate("txt2img", PLAIN, OFF)
     host.probe("forget_networks")
@@ -333,10 +350,10 @@ def test_checkpoint_gone(sdnext: Keeper, row_id: str) -> None:
     said = host.said(mark)
     afresh(host)
     off_by = {on: int(np.abs(one[0].astype(int) - clean[0]).max()) for on, one in pictures.items()}
-    result.reference, result.without, result.with_ = map(digest, (clean, pictures[False], pictures[True]))
-    assert off_by[False] > 20 and off_by[True] <= 2, off_by
+    result.without, result.with_ = (f"{digest(pictures[on])}, off by up to {off_by[on]}" for on in (False, True))
+    assert off_by[False] > 10 * off_by[True], off_by
     assert said and all("LG301" in line and "not proven" in line for line in said), said
-    result.codes = "LG301"
+    result.codes, result.passed = "LG301", True
 
 
 # At random.

@@ -72,6 +72,15 @@ def test_another_dtype_or_shape_is_nobodys_rest(change):
     assert stray(component, baseline) == [] and stray(component, renewed) == ["0.weight"]
 
 
+def test_other_weights_altogether_are_told_from_a_rest():
+    component = model()
+    baseline = taken(component)
+    spoil(component, "0.weight", "1.weight", "2.bias")
+    assert not baseline.is_exchanged(stray(component, baseline))
+    spoil(component, "0.bias", "1.bias", "2.weight")
+    assert baseline.is_exchanged(stray(component, baseline))
+
+
 def test_it_is_kept_as_plain_data_and_can_be_taken_away():
     component = model(torch.bfloat16)
     keep(component, taken(component, Path("a.safetensors")))
