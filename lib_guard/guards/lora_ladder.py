@@ -24,8 +24,10 @@ class Ladder:
         self._strays: dict[str, list[str]] = {}
 
     def strays(self) -> dict[str, list[str]]:
-        """The weights that are not at the baseline, by component. Reads all of them. Where other weights altogether were
-        written into a component, they are its baseline from here on."""
+        """The weights that are not at the baseline, by component. Reads all of them.
+
+        Where other weights altogether were written into a component, they are its baseline from here on.
+        """
         self._measure()
         self._places = [(place, self._of_now(place, baseline)) for place, baseline in self._places]
         self._compare()

@@ -26,9 +26,6 @@ Of Forge (dfdcbab6, 2.0.1v1.10.1) this relies on:
   load_lora_state_dict            networks.py:57: what was read is kept by the file's name alone; the tensors are the
                                   file's own bytes, mapped into memory, so that they change with a file that is written
                                   over, and lie beyond its end when it has become shorter: reading them ends the process
-  p.cached_c, .cached_uc, .cached_hr_c, .cached_hr_uc
-                                  lists of the classes, [key, encoded, infotext]; the key holds the tags of the prompt
-                                  and nothing else of what LoRAs do (processing.py:413)
   sd_models.forge_model_reload    loads anew when `model_data.forge_hash` is not that of what is chosen
 
 Everything that touches weights does it in inference mode, in which Forge made them.
@@ -39,7 +36,7 @@ from __future__ import annotations
 import importlib
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -48,17 +45,11 @@ from typing import Any
 import torch
 
 from ..hooks import MARK
+from .ldm_conditioning import ConditioningCaches
 from .lora_handling import Asked, LoraUse, Place, Reach
 
 #: What Forge calls "no LoRA", as the name of a set.
 _NONE = str([])
-
-#: What caches of encoded prompts are called, on the request and on its classes.
-_CACHES = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
-
-#: Which tags and which prompts a request has, for both of its passes.
-_TAGS = ("extra_network_data", "hr_extra_network_data")
-_PROMPTS = ("prompts", "negative_prompts", "hr_prompts", "hr_negative_prompts")
 
 #: A LoRA that is added to a layer's result; the layer does not know its name.
 _ONLINE = "a LoRA that is applied on the fly"
@@ -74,10 +65,7 @@ class ForgeLoraHandling:
         self._asked = Asked()
         self._request: weakref.ref[Any] | None = None
         self._tags: list[Any] | None = None
-        #: What the text encoder was given by it, which a file that was replaced and not read again does not change.
-        self._given: tuple[Any, ...] = ()
-        #: The keys of encoded prompts that are in the host's caches, with what the text encoder was given then.
-        self._encoded: list[tuple[Any, tuple[Any, ...]]] = []
+        self._conditioning = ConditioningCaches()
         self._read: dict[Path, _Read] = {}
 
     def activation(self) -> tuple[object, str] | None:
@@ -93,12 +81,11 @@ class ForgeLoraHandling:
 
     def asked(self, request: Any, params: Sequence[Any] | None, **options: Any) -> Asked:
         """See `LoraHandling`. The host has just filled its list from these tags, and `sd_lora` has been added."""
-        self._note_encoded(request)
         self._request = weakref.ref(request)
         self._tags = None if params is None else list(params)
         uses = () if params is None else tuple(_use(_networks(), tag) for tag in params)
         self._asked = Asked(uses, (_is_online(),))
-        self._note_reads()
+        self._conditioning.note(request, params, self._read_of_asked())
         return self._asked
 
     def settle(self, asked: Asked) -> None:
@@ -173,16 +160,8 @@ class ForgeLoraHandling:
         activate(request, params)
 
     def forget_conditioning(self, request: Any) -> int:
-        """See `LoraHandling`. An entry counts when it is known to have been encoded under another set."""
-        tags = self._tags_of(request)
-        own = [list(found) for name in _PROMPTS if isinstance(found := getattr(request, name, None), (list, tuple))]
-        outlived = 0
-        for cache in _caches(request):
-            given = next((given for key, given in self._encoded if key is cache[0]), self._given)
-            outlived += given != self._given and _has_key_of(cache, tags, own)
-            cache[:] = [None] * len(cache)
-        self._encoded.clear()
-        return outlived
+        """See `LoraHandling`."""
+        return self._conditioning.forget(request)
 
     def reload(self) -> None:
         """See `LoraHandling`. Where it fails the hash stays empty, so that the next request loads."""
@@ -239,25 +218,12 @@ class ForgeLoraHandling:
 
     # What is known from one activation to the next.
 
-    def _note_encoded(self, request: Any) -> None:
-        """What came into the caches since the last time was encoded under what was asked for then."""
-        known = {id(key): given for key, given in self._encoded}
-        keys = [cache[0] for cache in _caches(request) if cache[0] is not None]
-        self._encoded = [(key, known.get(id(key), self._given)) for key in keys]
-
-    def _tags_of(self, request: Any) -> Mapping[str, Any] | None:
-        """The tags in the keys of what this activation's text is encoded as: of the two passes' those that it was
-        given. An option may have added one, which no key tells."""
-        held = [found for name in _TAGS if isinstance(found := getattr(request, name, None), dict)]
-        given = self._tags or []
-        fitting = [tags for tags in held if given[: len(tags.get("lora", ()))] == list(tags.get("lora", ()))]
-        return max(fitting, key=lambda tags: len(tags.get("lora", ())), default=held[0] if held else None)
-
-    def _note_reads(self) -> None:
+    def _read_of_asked(self) -> tuple[Any, ...]:
+        """What the text encoder is given; a file that was replaced and not read again does not change it."""
         for use in self._asked.loras:
             self._note_read(use)
         reads = [self._read[use.file].stamp if use.file in self._read else use.stamp for use in self._asked.loras]
-        self._given = (*zip([(use.file, use.strengths) for use in self._asked.loras], reads), self._asked.mode)
+        return (*zip([(use.file, use.strengths) for use in self._asked.loras], reads), self._asked.mode)
 
     def _note_read(self, use: LoraUse) -> None:
         """The host holds the very tensors that it has read, as long as it does not read the file again."""
@@ -284,7 +250,7 @@ class ForgeLoraHandling:
             self.activate_again(request, self._tags)
         except (ValueError, RuntimeError, KeyError, AttributeError, OSError):
             self.activate_again(request, [])  # as the host does it
-        self._note_reads()
+        self._conditioning.correct(self._read_of_asked())
 
 
 @dataclass(frozen=True)
@@ -499,23 +465,3 @@ def _tensors(held: object) -> Iterator[torch.Tensor]:
         yield from (found for one in held.values() for found in _tensors(one))
     elif isinstance(held, (list, tuple)):
         yield from (found for one in held for found in _tensors(one))
-
-
-# Encoded prompts.
-
-
-def _caches(request: Any) -> list[list[Any]]:
-    """Every list once: a request holds those of its classes, unless they were made anew since."""
-    from modules import processing
-
-    classes = (processing.StableDiffusionProcessing, processing.StableDiffusionProcessingTxt2Img)
-    held: Iterable[Any] = (getattr(owner, name, None) for owner in (request, *classes) for name in _CACHES)
-    return list({id(one): one for one in held if isinstance(one, list) and one}.values())
-
-
-def _has_key_of(cache: Sequence[Any], tags: Mapping[str, Any] | None, prompts: Sequence[list[Any]]) -> bool:
-    """Whether a cache's key has the tags and one of the prompts: all it knows of LoRAs are the tags."""
-    key = cache[0]
-    if not isinstance(key, tuple) or not key:
-        return False
-    return list(key[0]) in prompts and any(isinstance(part, dict) and part == tags for part in key[1:])

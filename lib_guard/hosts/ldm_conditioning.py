@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .lora_handling import Asked
-
 _CACHES = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
 
 #: Which tags and which prompts a request has, for both of its passes.
@@ -21,31 +19,35 @@ _PROMPTS = ("prompts", "negative_prompts", "hr_prompts", "hr_negative_prompts")
 
 
 class ConditioningCaches:
-    """What is in the caches, and what was asked for when it was encoded."""
+    """What is in the caches, and what the text encoder was when it was encoded: any value, which is compared."""
 
     def __init__(self) -> None:
-        self._asked = Asked()
+        self._state: object = None
         #: The tags that were activated last.
         self._given: list[Any] = []
-        self._encoded: list[tuple[Any, Asked]] = []
+        self._encoded: list[tuple[Any, object]] = []
 
-    def note(self, request: Any, params: Sequence[Any] | None, asked: Asked) -> None:
-        """These tags come to `asked` now. What came into the caches since the last time was encoded under what was
-        asked for then."""
+    def note(self, request: Any, params: Sequence[Any] | None, state: object) -> None:
+        """These tags are activated, and the text encoder is `state` from here on. What came into the caches since the
+        last time was encoded in the state of then."""
         known = {id(key): before for key, before in self._encoded}
         keys = [cache[0] for cache in _caches(request) if cache[0] is not None]
-        self._encoded = [(key, known.get(id(key), self._asked)) for key in keys]
-        self._asked, self._given = asked, list(params or ())
+        self._encoded = [(key, known.get(id(key), self._state)) for key in keys]
+        self._state, self._given = state, list(params or ())
+
+    def correct(self, state: object) -> None:
+        """Nothing was encoded since `note`, and the text encoder is `state` after all."""
+        self._state = state
 
     def forget(self, request: Any) -> int:
-        """Empty all of them. Returns how many entries this request would have been given, though they were encoded
-        under something else than what is asked for now."""
+        """Empty all of them. Returns how many entries this request would have been given, though they are known to have
+        been encoded in another state."""
         tags = self._tags_of(request)
         own = [list(found) for name in _PROMPTS if isinstance(found := getattr(request, name, None), (list, tuple))]
         outlived = 0
         for cache in _caches(request):
-            under = next((asked for key, asked in self._encoded if key is cache[0]), self._asked)
-            outlived += under != self._asked and _has_key_of(cache, tags, own)
+            state = next((state for key, state in self._encoded if key is cache[0]), self._state)
+            outlived += state not in (None, self._state) and _has_key_of(cache, tags, own)
             cache[:] = [None] * len(cache)
         self._encoded.clear()
         return outlived
