@@ -91,8 +91,7 @@ class LoraGuard:
         self._judged = False
         if handling is None or judged:
             return
-        gone = handling.activation() is None
-        if gone or (not handling.eager and getattr(request, "disable_extra_networks", False)):
+        if handling.activation() is None or getattr(request, "disable_extra_networks", False):
             self._judge(_Turn(handling, request, None, {}))
 
     def sampled(self, request: Any) -> None:

@@ -157,6 +157,13 @@ class A1111Host(LdmHost):
         other = ("modules_forge", "modules/modeldata.py")
         return all((folder / name).is_file() for name in own) and not any((folder / name).exists() for name in other)
 
+    def connect(self, begin: Callable[[Any], None], end: Callable[[Any], None]) -> None:
+        """See `Host`. Scripts run in every generation; beside that the host tells of every load (sd_models.py:864,
+        :994) and of every VAE (sd_vae.py:280)."""
+        from modules import script_callbacks
+
+        script_callbacks.on_model_loaded(self._lora_handling.loaded)
+
     def boundaries(self) -> Sequence[Boundary]:
         """See `Host`."""
         from modules import sd_models

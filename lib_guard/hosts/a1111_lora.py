@@ -38,6 +38,9 @@ from .lora_handling import Asked, LoraUse, Place, Reach
 #: A key of a network that changes a part of a layer (networks.py:47).
 _PART = re.compile(r"(.*)_(?:q|k|v|out)_proj$")
 
+#: The attribute of the model that holds its file and the file's stamp.
+_STAMP = "_lib_guard_stamp"
+
 _OLD_METHOD = 'Settings > Compatibility > "Lora/Networks: use old method ..." (lora_functional)'
 
 
@@ -57,6 +60,10 @@ class A1111LoraHandling:
 
         network = extra_networks.extra_network_registry.get("lora")
         return (network, "activate") if network is not None and _networks() is not None else None
+
+    def loaded(self, model: Any) -> None:
+        """The host has read weights into a model (script_callbacks.on_model_loaded)."""
+        vars(model).pop(_STAMP, None)
 
     def places(self) -> Sequence[Place]:
         """See `LoraHandling`."""
@@ -226,7 +233,18 @@ def _place(model: Any, component: str, owner: torch.nn.Module, prefix: str) -> P
     if not _holds(file, stamp(file), prefix):
         return Place(component, owner, "", (), prefix)
     # With the file's stamp: the same modules are loaded into again, also from a file that was replaced meanwhile.
-    return Place(component, owner, f"{file} {stamp(file)}", (file,), prefix)
+    return Place(component, owner, f"{file} {_stamp_when_loaded(model, file)}", (file,), prefix)
+
+
+def _stamp_when_loaded(model: Any, file: Path) -> tuple[int, int]:
+    """The stamp that the file had when LibGuard first saw the model after it was loaded. A file that is touched while
+    the model stays brings no other weights, and must not make a LoRA that is in them the checkpoint's. Kept with the
+    model, as plain data, because the extension's code is executed anew while the model stays."""
+    kept = vars(model).get(_STAMP)
+    if kept is None or kept[0] != str(file):
+        kept = vars(model)[_STAMP] = (str(file), stamp(file))
+    found: tuple[int, int] = kept[1]
+    return found
 
 
 @lru_cache(maxsize=64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import struct
@@ -12,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from a1111_rows import RED, prompter, regions, reload_ui, settle, start
+from a1111_rows import LATENT_HIRES, RED, prompter, regions, reload_ui, settle, start
 from harness.chance import Move, assert_never_wrong, drawn
 from harness.keeper import Host, Keeper
-from harness.proof import BASE, OFF, ON, TABLE, Result, digest, same
+from harness.proof import BASE, OFF, ON, TABLE, Result, assert_silent, digest, same
 from harness.sequence import Sequel, Step, ask, assert_gone, choose, probe
 from safetensors.numpy import load_file, save_file
 
@@ -60,6 +61,22 @@ def test_left_in_the_weights(host: Host, row: Sequel) -> None:
         settle(host)
 
     assert_gone(host, row, {"LG301"}, fresh, [choose(lora_functional=True)] if row is OLD_METHOD else ())
+
+
+@pytest.mark.parametrize("row_id", ["L01-A-touched"])
+def test_left_while_the_file_is_touched(host: Host, row_id: str) -> None:
+    """A file that gets another time of change on the disk does not make what is in the weights the checkpoint's."""
+
+    def touch(host: Host, scripts: dict[str, Any]) -> None:
+        os.utime(host.data / "models" / "Stable-diffusion" / "tinysd1.safetensors")
+
+    def fresh() -> None:
+        host.options(lora_functional=False)
+        settle(host)
+
+    first = choose(lora_functional=True)
+    row = Sequel(row_id, "As L01-A, and the checkpoint's file is touched", [ask(RED), first, touch], BASE)
+    assert_gone(host, row, {"LG301"}, fresh, [first])
 
 
 @pytest.mark.parametrize("row", [SETTING, AFTER_DISABLED], ids=lambda row: row.id)
@@ -116,6 +133,24 @@ def test_extension_switched_off(a1111: Keeper, row_id: str) -> None:
         assert_gone(host, row, {"LG301"}, fresh, [switch(False)])
     finally:
         fresh()
+
+
+# Healthy requests.
+
+ELSEWHERE = {**RED, "override_settings": {"sd_model_checkpoint": "othersd1.safetensors"}}
+SWEPT = [{**BASE, "prompt": f"{BASE['prompt']} <lora:redlora:{strength}>"} for strength in (1, 0.75, 0.25, -0.5)]
+
+SILENT: dict[str, list[dict[str, Any]]] = {
+    "Z06-A-passes": [{**RED, **LATENT_HIRES}, {**RED, **LATENT_HIRES, "hr_prompt": BOTH["prompt"]}, BASE],
+    "Z06-A-batches": [{**BOTH, "batch_size": 2, "n_iter": 2}, {**BASE, "n_iter": 2}],
+    "Z07-A-strengths": [*SWEPT, BASE, *reversed(SWEPT)],
+    "Z13-A-loras": [RED, ELSEWHERE, BASE, RED, ELSEWHERE, RED],
+}
+
+
+@pytest.mark.parametrize("row_id", SILENT)
+def test_silent(host: Host, row_id: str) -> None:
+    assert_silent(host, row_id, [("txt2img", body) for body in SILENT[row_id]], lambda: settle(host))
 
 
 # What does not get in.

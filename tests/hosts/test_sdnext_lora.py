@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from harness.chance import Move, assert_never_wrong, drawn
 from harness.keeper import Host, Keeper
-from harness.proof import BASE, OFF, ON, TABLE, Result, assert_silent, digest, same
+from harness.proof import BASE, INIT, OFF, ON, TABLE, Result, assert_silent, digest, same
 from harness.proof import fresh as load_afresh
 from harness.sequence import Sequel, Step, ask, assert_gone, choose, probe
 from safetensors.numpy import load_file, save_file
-from sdnext_rows import SD15, SDXL, options
+from sdnext_rows import HIRES_PIXEL, SD15, SDXL, options
 
 #: The options of these rows, as they are by default.
 DEFAULTS: dict[str, Any] = {
@@ -33,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "lora_apply_te": False,
 }
 
+DISABLED = {"extra": {"disable_extra_networks": True}}
 TEXT = {"extra": {"lora_apply_te": True}}
 
 
@@ -71,6 +72,7 @@ ROWS = [
         [FUSED, ask(TEAL), ask(PLAIN)],
         TEAL,
     ),
+    Sequel("L05-S-disabled", "A LoRA, then extra networks disabled", [ask(CRIMSON)], {**PLAIN, **DISABLED}),
     Sequel(
         "L14-S-unloading",
         "Interrupted while a LoRA is taken out, then none",
@@ -183,7 +185,22 @@ def unfused(host: Host) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("row_id", ["Z07-S-copies"])
+FUSED_AND_SILENT: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "Z06-S-two": [("txt2img", tagged("tiny-crimson:0.7", "teal:0.4"))],
+    "Z06-S-again": [("txt2img", PLAIN), ("txt2img", TEAL), ("img2img", {**TEAL, **INIT}), ("txt2img", TEAL)],
+    "Z02-S-lora": [("txt2img", {**HIRES_PIXEL, **TEAL})],
+    "Z05-S-lora": [("txt2img", tagged("teal:1", batch_size=2, n_iter=2))],
+}
+
+
+@pytest.mark.parametrize("row", FUSED_AND_SILENT)
+def test_silent_while_fused(sdnext: Keeper, row: str) -> None:
+    """As long as nothing is to be taken out again."""
+    host = started(sdnext)
+    assert_silent(host, row, FUSED_AND_SILENT[row], lambda: afresh(host))
+
+
+@pytest.mark.parametrize("row_id", ["Z07-S"])
 def test_silent_with_copies(sdnext: Keeper, row_id: str) -> None:
     host = started(sdnext)
     with unfused(host):

@@ -51,6 +51,9 @@ class OneModel:
     def shields(self):
         return self.all_shields
 
+    def lora_handling(self):
+        return None
+
     def loras(self):
         return self.lora_files
 
