@@ -86,7 +86,7 @@ def test_grid(a1111: Keeper, row_id: str) -> None:
     without = host.generate("txt2img", body, OFF).pictures
     assert host.output()[mark:].count(f"RuntimeError: {REPORTED}") == 4 and not same(without, reference)
     calm(host)
-    number = len(host.probe.ledger())
+    number = host.probe.generation()
     with_ = host.generate("txt2img", body, ON).pictures
     result.without, result.with_, result.reference = (
         f"HTTP 200, blank cells: {REPORTED}",
@@ -94,7 +94,7 @@ def test_grid(a1111: Keeper, row_id: str) -> None:
         digest(reference),
     )
     assert with_ and same(with_, reference)
-    cells = host.probe.ledger()[number:]
+    cells = host.probe.since(number)
     assert [[entry["code"] for entry in cell["entries"]] for cell in cells] == [["LG105"]] * 4
     assert {cell["outcome"] for cell in cells} == {"finished"} and host.probe.marks() == []
     result.codes, result.passed = "LG105", True

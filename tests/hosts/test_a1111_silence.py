@@ -221,10 +221,10 @@ def test_the_api_fills_in_what_is_missing(a1111: Keeper, row_id: str) -> None:
     host = start(a1111, "mac")
     found = [entry for entry in host.get("/sdapi/v1/script-info").json if entry["name"] == "libguard"]
     assert [[argument["value"] for argument in entry["args"]] for entry in found] == [[True, "Fix", "Auto"]] * 2
-    number = len(host.probe.ledger())
+    number = host.probe.generation()
     for arguments in ([], [True], [True, "fix"]):
         assert host.generate("txt2img", BASE, {"LibGuard": {"args": arguments}}).pictures
     assert host.post("/sdapi/v1/txt2img", BASE).pictures
-    generations = host.probe.ledger()[number:]
+    generations = host.probe.since(number)
     assert [generation["entries"] for generation in generations] == [[]] * 4
     assert re.search(r"\[LibGuard\] \S+ on AUTOMATIC1111 1\.\d+", host.output())

@@ -176,10 +176,10 @@ def assert_control_cured(
     finally:
         host.options(lib_guard_enabled=True)
     prepare()
-    mark, number = host.mark(), len(host.probe.ledger())
+    mark, number = host.mark(), host.probe.generation()
     pictures = control(host, models).pictures
     result.with_ = digest(pictures)
-    generations = host.probe.ledger()[number:]
+    generations = host.probe.since(number)
     result.codes = " ".join(entry["code"] for entry in generations[-1]["entries"])
     assert pictures and all(picture.std() > 1 for picture in pictures)
     assert result.with_ == result.reference or not comparable

@@ -100,9 +100,9 @@ def assert_control_silent(host: Host, row_id: str, title: str, models: tuple[str
     host.options(lib_guard_enabled=False)
     result.without = result.reference = digest(control(host, models).pictures)
     host.options(lib_guard_enabled=True)
-    mark, number = host.mark(), len(host.probe.ledger())
+    mark, number = host.mark(), host.probe.generation()
     result.with_ = digest(control(host, models).pictures)
-    generations = host.probe.ledger()[number:]
+    generations = host.probe.since(number)
     assert result.with_ == result.without != "none"
     assert [(one["tab"], one["outcome"], one["entries"]) for one in generations] == [("control", "finished", [])]
     assert host.said(mark) == [] and host.probe.marks() == []

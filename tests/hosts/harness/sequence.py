@@ -79,12 +79,9 @@ def assert_gone(
     result.without += ", weights changed" if left else ""
 
     fresh()
-    mark, number = host.mark(), len(host.probe.ledger())
+    mark, number = host.mark(), host.probe.generation()
     with_ = _run(host, row, ON)
-    ledger = host.probe.ledger()
-    # After a reload of the UI there is a new one.
-    since = ledger[number:] if len(ledger) > number else ledger
-    entries = [entry for generation in since for entry in generation["entries"]]
+    entries = [entry for generation in host.probe.since(number) for entry in generation["entries"]]
     said = [line for line in host.said(mark) if "LG" in line.partition("[LibGuard]")[2][:4]]
     result.with_, result.codes = digest(with_), " ".join(dict.fromkeys(entry["code"] for entry in entries))
     result.milliseconds = sum(entry["milliseconds"] for entry in entries)
