@@ -77,5 +77,8 @@ class Extension:
             touched += [entry.owner for entry in (getattr(b, "entry", None) for b in boundaries) if entry is not None]
             touched += [arrival.owner for arrival in self.host.arrivals()]
             touched += [shield.owner for shield in self.host.shields()]
+            handling = self.host.lora_handling()
+            activation = handling.activation() if handling is not None else None
+            touched += [activation[0]] if activation is not None else []
             for owner in {id(one): one for one in touched}.values():
                 sweep(owner)

@@ -183,11 +183,17 @@ class LoraGuard:
         unsure = {place: handling.touched(place) for place in places if baseline_of(place.owner) is None}
         if self._repair or not handling.eager:
             handling.settle(asked)
-        known = [(place, _baseline(place, unsure.get(place, frozenset()))) for place in places]
-        ladder = Ladder(handling, known)
-        strays, lingering = ladder.strays(), list(handling.lingering(asked))
+        seen_before = [_known(place) for place in places]
+        known = [
+            (place, baseline or _taken(place, unsure.get(place, frozenset())))
+            for place, baseline in zip(places, seen_before)
+        ]
+        ladder, lingering = Ladder(handling, known), list(handling.lingering(asked))
+        # What was taken a moment ago, of weights that are not in doubt, is not read again.
+        strays = ladder.strays() if lingering or any(seen_before) or any(unsure.values()) else {}
         if not any(strays.values()) and not lingering:
-            ladder.renew()
+            if strays:
+                ladder.renew()
             self._mind_conditioning(turn, asked)
             return True
         finding = self._residue(handling, asked, known, strays, lingering)
@@ -265,14 +271,17 @@ class LoraGuard:
             MEMORY.distrust()
 
 
-def _baseline(place: Place, unsure: frozenset[str]) -> Baseline:
-    """The baseline of a component, taken now where it has none or other weights were loaded into it.
+def _known(place: Place) -> Baseline | None:
+    """The baseline of a component; None where it has none, or other weights were loaded into it."""
+    known = baseline_of(place.owner)
+    return known if known is not None and place.origin in ("", known.origin) else None
+
+
+def _taken(place: Place, unsure: frozenset[str]) -> Baseline:
+    """The baseline of a component, taken now.
 
     unsure: weights that a LoRA may be in, because LibGuard was off until now.
     """
-    known = baseline_of(place.owner)
-    if known is not None and place.origin in ("", known.origin):
-        return known
     files = tuple((path, *stamp(path)) for path in place.files)
     sums = measure(place.owner)
     if unsure:

@@ -67,6 +67,11 @@ def test_for_what_was_asked_for_last_nothing_is_read(host, reads, call):
     assert reads == [] and entries() == []
 
 
+def test_a_new_model_is_read_once(host, reads):
+    send(host, TXT2IMG, ON)
+    assert sorted(reads) == ["CLIPTextModel", "UNet2DConditionModel"]
+
+
 def test_after_a_failure_it_is(host, reads):
     send(host, TXT2IMG, ON)
     handle = host.shared.sd_model.unet.mid_block.register_forward_hook(_fail)
