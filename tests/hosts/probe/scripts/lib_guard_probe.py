@@ -17,6 +17,7 @@ import os
 import secrets
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -392,6 +393,19 @@ def load() -> dict[str, Any]:
     return dtypes()
 
 
+def reload_checkpoint() -> float:
+    """The host's own loading of the checkpoint that is loaded, from its file; how long it took, in milliseconds."""
+    sd_models = sys.modules["modules.sd_models"]
+    started = time.perf_counter()
+    if hasattr(sd_models, "forge_model_reload"):
+        load()
+    elif "modules.modeldata" in sys.modules:
+        sd_models.reload_model_weights(force=True)
+    else:
+        sd_models.reload_model_weights(forced_reload=True)
+    return (time.perf_counter() - started) * 1000
+
+
 def _wrapper() -> Any:
     return _model().forge_objects_original.vae
 
@@ -692,7 +706,19 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         *(no_networks_in_vae, forget_conditioning, borrowed, script_order),
         *(break_network, forget_networks, find_files, interrupt_at_layer, other_adapter),
         *(upcast_vae, float_copy, own_methods, install_extension),
-        *(load, restore, seed, declare, agree, manual_cast, declared, tiled_always, unlike_file, fail_in),
+        *(
+            load,
+            reload_checkpoint,
+            restore,
+            seed,
+            declare,
+            agree,
+            manual_cast,
+            declared,
+            tiled_always,
+            unlike_file,
+            fail_in,
+        ),
     )
 }
 
