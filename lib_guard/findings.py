@@ -221,6 +221,58 @@ _TABLE = (
         permanent_fix="Switch off the extensions of this request one by one.",
         curable=False,
     ),
+    Code(
+        id="LG401",
+        title="The image encoder in place is not the one that the IP-Adapter needs",
+        cause="The WebUI keeps the image encoder of an earlier adapter, or one that a checkpoint brought along.",
+        cure="It is unloaded in the WebUI's own way, and the right one is loaded from disk.",
+        permanent_fix="None is needed while LibGuard is on; without it load the model anew between such adapters.",
+    ),
+    Code(
+        id="LG402",
+        title="An IP-Adapter is paired with a preprocessor whose image encoder it was not made for",
+        cause="The preprocessor was chosen by hand, or by the file's name.",
+        cure="The preprocessor is used whose image encoder the adapter was made for, in this request alone.",
+        permanent_fix="Choose the preprocessor that the line names.",
+    ),
+    Code(
+        id="LG403",
+        title="IP-Adapters of one request need different image encoders",
+        cause="The WebUI has one image encoder for all adapters of a request.",
+        cure="The images are encoded beforehand, those of each adapter by its own encoder, one encoder at a time.",
+        permanent_fix="Use adapters of one family together; encoders are then loaded once.",
+    ),
+    Code(
+        id="LG404",
+        title="An IP-Adapter of an earlier request is still in the model",
+        cause="The WebUI failed to take it out, mostly because there were several of them.",
+        cure="What it left in the model is taken out, and what was there before is put back.",
+        permanent_fix="None is needed while LibGuard is on; without it load the model anew.",
+    ),
+    Code(
+        id="LG405",
+        title="The image encoder that an IP-Adapter needs is not there",
+        cause="Its file is not on disk, or holds another encoder than its name says.",
+        cure="Nothing is downloaded, and the picture comes without the adapter",
+        permanent_fix="Put the encoder that the line names where the WebUI looks for it.",
+        curable=False,
+    ),
+    Code(
+        id="LG406",
+        title="An IP-Adapter was made for another family of models",
+        cause="IP-Adapters fit the family of models that they were trained on, and no other.",
+        cure="Nothing is refused: the WebUI does with it what it can.",
+        permanent_fix="Use the adapter for this kind of model, or load the model that it was made for.",
+        curable=False,
+    ),
+    Code(
+        id="LG407",
+        title="An IP-Adapter's file cannot be read",
+        cause="The file is damaged, or is no safetensors file whatever its name says.",
+        cure="Nothing is changed: most WebUIs run the request without it.",
+        permanent_fix="Download the file anew, or remove it.",
+        curable=False,
+    ),
 )
 
 #: Every code that LibGuard can say, by its id; docs/codes.md explains each, and a test holds that.

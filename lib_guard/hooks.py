@@ -75,6 +75,8 @@ class _MethodWrapper:
         self._owner = owner
         self._name = name
         self._own_before = name in vars(owner)
+        #: As it lies there, which for a class's static method is not what is called.
+        self._kept = vars(owner).get(name)
         self._before: Callable[..., Any] = getattr(owner, name)
         inner = wrap(self._before)
 
@@ -87,7 +89,10 @@ class _MethodWrapper:
             return self._before(*args, **kwargs)
 
         setattr(call, MARK, self.uninstall)
-        self._call = call
+        self._call: Any = call
+        if isinstance(self._kept, staticmethod):
+            self._call = staticmethod(call)
+            setattr(self._call, MARK, self.uninstall)
         self._active = False
 
     def install(self) -> None:
@@ -102,7 +107,7 @@ class _MethodWrapper:
         if vars(self._owner).get(self._name) is not self._call:
             return
         if self._own_before:
-            setattr(self._owner, self._name, self._before)
+            setattr(self._owner, self._name, self._kept)
         else:
             delattr(self._owner, self._name)
 

@@ -76,6 +76,14 @@ FIELDS = (
         POLICIES,
         "LibGuard LoRA",
     ),
+    Field(
+        "encoder",
+        "Encoder guard",
+        "IP-Adapters. Fix: each is given the image encoder that it was made for, where that is on disk, and none stays"
+        " in the model. Warn: only say so. Off: not looked at.",
+        POLICIES,
+        "LibGuard encoder",
+    ),
 )
 
 
@@ -88,6 +96,7 @@ class Settings:
     vae_precision: str = "auto"
     finite: str = FIX
     lora: str = FIX
+    encoder: str = FIX
 
     def policy(self, guard: str) -> str:
         """The policy of a guard by its name; `off` while LibGuard as a whole is."""

@@ -41,13 +41,13 @@ class _Build:
 
 
 #: By hidden width.
-_BUILDS = {
+BUILDS = {
     1024: _Build(VIT_L, 768, 24, 392),
     1280: _Build(VIT_H, 1024, 32, 520),
     1664: _Build(VIT_BIGG, 1280, 48, 776),
 }
 #: Places of the picture's patches and one for the whole: 224 and 336 pixels in squares of 14.
-_PLACES, _PLACES_336 = 257, 577
+_PLACES, PLACES_336 = 257, 577
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def image_encoder_verdict(header: Header) -> Verdict | None:
     patches, projection = header.tensors.get(names.patches), header.tensors.get(names.projection)
     hidden, width = size(patches, 0), size(projection, names.axis)
     offer = EncoderOffer(UNKNOWN, width, hidden)
-    build = _BUILDS.get(hidden or 0)
+    build = BUILDS.get(hidden or 0)
     if patches is None or build is None or patches.shape[1:] != (3, 14, 14):
         return replace(verdict(IMAGE_ENCODER, Settled((), "none", (), ())), offer=offer)
     return _known(names, header.tensors, build, patches, offer)
@@ -109,8 +109,8 @@ def _known(
         remark = f"it is none of the known ones: {' and '.join(filter(None, wrong))}"
         return replace(verdict(IMAGE_ENCODER, Settled((), "none", (evidence,), (remark,))), offer=offer)
     places = size(tensors.get(names.places), 0)
-    kind = VIT_L_336 if build.kind == VIT_L and places == _PLACES_336 else build.kind
-    whole = offer.width is not None and count == build.layers and places in (_PLACES, _PLACES_336)
+    kind = VIT_L_336 if build.kind == VIT_L and places == PLACES_336 else build.kind
+    whole = offer.width is not None and count == build.layers and places in (_PLACES, PLACES_336)
     settled = Settled((kind,), "certain" if whole else "likely", (evidence,), ())
     remarks = [
         "it has no projection, and so no image_embeds" if offer.width is None else "",

@@ -43,9 +43,9 @@ from .verdict import (
 _CONTEXT = {768: SD15, 1024: SD2, 2048: SDXL}
 
 #: An encoder by the width of its embedding, and by the width of its hidden states. 1280 is in both.
-_BY_EMBEDS = {768: VIT_L, 1024: VIT_H, 1280: VIT_BIGG}
-_BY_HIDDEN = {1024: VIT_L, 1280: VIT_H, 1664: VIT_BIGG}
-_FACE_WIDTH = 512
+BY_EMBEDS = {768: VIT_L, 1024: VIT_H, 1280: VIT_BIGG}
+BY_HIDDEN = {1024: VIT_L, 1280: VIT_H, 1664: VIT_BIGG}
+FACE_WIDTH = 512
 
 _PROJECTION, _KEYS = "image_proj.", "ip_adapter."
 _TO_KEY = re.compile(r"ip_adapter\.\d{1,4}\.to_k_ip\.weight\Z")
@@ -155,9 +155,9 @@ def _need(form: _Form, image: Mapping[str, TensorEntry]) -> EncoderNeed | None:
     width = size(image.get(form.takes), 1)
     if width is None:
         return None
-    if form.name == "FaceID" or width == _FACE_WIDTH:
-        return EncoderNeed(INSIGHTFACE if width == _FACE_WIDTH else UNKNOWN, width, EMBEDS)
-    kind = (_BY_EMBEDS if form.output == EMBEDS else _BY_HIDDEN).get(width, UNKNOWN)
+    if form.name == "FaceID" or width == FACE_WIDTH:
+        return EncoderNeed(INSIGHTFACE if width == FACE_WIDTH else UNKNOWN, width, EMBEDS)
+    kind = (BY_EMBEDS if form.output == EMBEDS else BY_HIDDEN).get(width, UNKNOWN)
     return EncoderNeed(kind, width, form.output, form.face)
 
 
@@ -191,5 +191,5 @@ def _xlabs(tensors: Mapping[str, TensorEntry]) -> Verdict:
     tokens = [clue(FLUX1, name, entry, "its tokens are 4096 wide, as FLUX.1's text is", certain=False)]
     settled = settle([keys, tokens if norm is not None and norm.shape == (_XLABS_CONTEXT,) else []])
     version = {4: "XLabs v1", 16: "XLabs v2"}.get(rows // _XLABS_CONTEXT, "XLabs")
-    need = EncoderNeed(_BY_EMBEDS.get(width, UNKNOWN), width, EMBEDS) if width else None
+    need = EncoderNeed(BY_EMBEDS.get(width, UNKNOWN), width, EMBEDS) if width else None
     return replace(verdict(IP_ADAPTER, settled, version), need=need)

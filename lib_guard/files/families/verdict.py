@@ -116,8 +116,15 @@ class EncoderNeed:
     face: bool = False
 
     def met_by(self, offer: EncoderOffer) -> bool:
-        """Whether that encoder is the one: of this kind, and as wide at the place that is used."""
-        return self.kind == offer.kind and self.width == (offer.width if self.output == EMBEDS else offer.hidden)
+        """Whether that encoder is the one: of this kind, and as wide at the place that is used.
+
+        Where one of the two is of a build that nobody knows, the width alone decides.
+        """
+        if INSIGHTFACE in (self.kind, offer.kind):
+            return self.kind == offer.kind
+        known = UNKNOWN not in (self.kind, offer.kind)
+        same = self.width == (offer.width if self.output == EMBEDS else offer.hidden)
+        return same and (self.kind == offer.kind or not known)
 
     def describe(self) -> str:
         """`OpenCLIP ViT-H, its image_embeds of 1024`."""
