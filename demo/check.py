@@ -20,13 +20,16 @@ import numpy as np
 
 from demo import bench as benches
 from demo.bench import Bench, Reply
+from demo.encoder_faults import ENCODER_FAULTS
 from demo.faults import FAULTS, Call, Fault, pictures, send
 from demo.lora_faults import LORA_FAULTS
 from demo.lora_file_faults import LORA_FILE_FAULTS
 
 TITLE = "LibGuard"
 OFF: dict[str, Any] = {TITLE: {"args": [False]}}
-ON: dict[str, Any] = {TITLE: {"args": [True, "fix", "auto", "fix", "fix"]}}
+ON: dict[str, Any] = {TITLE: {"args": [True, "fix", "auto", "fix", "fix", "fix"]}}
+
+_ALL = (*FAULTS, *LORA_FAULTS, *LORA_FILE_FAULTS, *ENCODER_FAULTS)
 
 #: Column widths, 120 in all with two spaces between.
 COLUMNS = {"id": 23, "fault": 27, "without": 31, "with": 13, "code": 5, "ms": 5, "": 4}
@@ -209,6 +212,6 @@ def _rows(order: str, data_dir: str | Path, extensions: Sequence[str | Path], lo
     with log.open("w", encoding="utf-8") as console, contextlib.redirect_stderr(console):
         bench = benches.start(data_dir, order=order, extensions=extensions)
         try:
-            yield from (check(bench, fault) for fault in (*FAULTS, *LORA_FAULTS, *LORA_FILE_FAULTS))
+            yield from (check(bench, fault) for fault in _ALL)
         finally:
             bench.close()

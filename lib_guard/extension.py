@@ -10,6 +10,7 @@ from .findings import LIBGUARD, Finding
 from .guards import GUARDS
 from .hooks import sweep
 from .hosts.base import Host
+from .hosts.encoder_handling import PipelineEncoders
 from .hosts.detect import find_host
 from .hosts.seams import missing
 from .ledger import LEDGER
@@ -43,10 +44,10 @@ class Extension:
         defaults = self.watches.defaults() if self.watches else Settings(enabled=False)
         return accordion.build(defaults, LEDGER, tab, elem_id)
 
-    def prepare(self, request: Any) -> None:
+    def prepare(self, request: Any, args: Sequence[object]) -> None:
         """`before_process`: no extension has changed anything for this request yet."""
         if self.watches:
-            self.watches.prepare(request)
+            self.watches.prepare(request, args)
 
     def begin(self, request: Any, args: Sequence[object]) -> None:
         """`process`: the model is there and nothing has been computed yet."""
@@ -80,5 +81,8 @@ class Extension:
             handling = self.host.lora_handling()
             activation = handling.activation() if handling is not None else None
             touched += [activation[0]] if activation is not None else []
+            encoders = self.host.encoder_handling()
+            found = [encoders.adapters(), encoders.arguments()] if isinstance(encoders, PipelineEncoders) else []
+            touched += [one[0] for one in found if one is not None]
             for owner in {id(one): one for one in touched}.values():
                 sweep(owner)

@@ -224,7 +224,8 @@ _TABLE = (
     Code(
         id="LG401",
         title="The image encoder in place is not the one that the IP-Adapter needs",
-        cause="The WebUI keeps the image encoder of an earlier adapter, or one that a checkpoint brought along.",
+        cause="The WebUI keeps the image encoder of an earlier adapter, or one that a checkpoint brought along, or it goes by"
+        " the name of the adapter's file.",
         cure="It is unloaded in the WebUI's own way, and the right one is loaded from disk.",
         permanent_fix="None is needed while LibGuard is on; without it load the model anew between such adapters.",
     ),

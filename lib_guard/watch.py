@@ -22,13 +22,17 @@ from .settings import OFF, Settings, from_args, from_options, to_infotext
 
 
 class Watch:
-    """LibGuard's view of one generation: its settings, its record, and the guards that are attached for it."""
+    """LibGuard's view of one generation: its settings, its record, and the guards that are attached for it.
+
+    begun: whether the host's `process` has been come to; until then only the guards that go early are attached.
+    """
 
     def __init__(self, request: Any, settings: Settings, generation: Generation) -> None:
         self._request = weakref.ref(request)
         self.settings = settings
         self.generation = generation
         self.guards: list[Guard] = []
+        self.begun = False
 
     @property
     def request(self) -> Any:
@@ -63,14 +67,16 @@ class Watches:
         self._said_options = problems
         return settings
 
-    def prepare(self, request: Any) -> None:
-        """A request is about to begin; have the host note what extensions will change for its length."""
+    def prepare(self, request: Any, args: Sequence[object]) -> None:
+        """A request is about to begin, and no extension has worked on it: have the host note what they will change for
+        its length, end what a failure left open, read its settings, and attach the guards that go early."""
+        self._border.reset()
         self._border.always(LIBGUARD, "preparing a generation", lambda: self._host.remember(request), None)
+        self._border.run(LIBGUARD, "preparing a generation", lambda: self._prepare(request, args), None)
 
     def begin(self, request: Any, args: Sequence[object]) -> None:
-        """A generation begins: end what a failure left open, read its settings, attach the guards they ask for."""
-        self._border.reset()
-        self._border.run(LIBGUARD, "beginning a generation", lambda: self._begin(request, args), None)
+        """A generation begins: attach the guards that its settings ask for. It need not have been prepared."""
+        self._border.always(LIBGUARD, "beginning a generation", lambda: self._begin(request, args), None)
 
     def settled(self, request: Any) -> None:
         """A batch's extra networks have been activated, and its text is not encoded yet."""
@@ -101,7 +107,7 @@ class Watches:
         for guard in guards:
             self._border.run(guard.name, f"{doing} a batch", partial(call, guard), None)
 
-    def _begin(self, request: Any, args: Sequence[object]) -> None:
+    def _prepare(self, request: Any, args: Sequence[object]) -> None:
         with self._lock:
             self._end_stale()
             # One request is watched once: a host's own callback may have begun it before the Script's did.
@@ -113,7 +119,29 @@ class Watches:
             if problems:
                 self._report(watch, _rejected("LG002", problems), None)
             self._end_with(request, watch)
-            self._attach(watch)
+            self._attach(watch, self._kinds_that_are(early=True))
+
+    def _begin(self, request: Any, args: Sequence[object]) -> None:
+        with self._lock:
+            watch = self._watch_of(request)
+            if watch is None or watch.begun or watch is not self._open[-1]:
+                self._border.reset()
+                self._prepare(request, args)
+                watch = self._open[-1]
+            self._follow(watch, args)
+            watch.begun = True
+            self._attach(watch, self._kinds_that_are(early=False))
+
+    def _follow(self, watch: Watch, args: Sequence[object]) -> None:
+        """Another extension may have changed the arguments since the request was prepared."""
+        settings, _ = from_args(args, self.defaults())
+        if settings != watch.settings:
+            self._detach(watch)
+            watch.settings = settings
+            self._attach(watch, self._kinds_that_are(early=True))
+
+    def _kinds_that_are(self, early: bool) -> list[type[Guard]]:
+        return [kind for kind in self._kinds if kind.early == early]
 
     def _end_stale(self) -> None:
         """End the watches whose request is not in the middle of being worked on: it failed without a word."""
@@ -165,11 +193,13 @@ class Watches:
 
     def _resume(self) -> None:
         if self._open and self._is_running(self._open[-1]):
-            self._attach(self._open[-1])
+            watch = self._open[-1]
+            self._attach(watch, self._kinds if watch.begun else self._kinds_that_are(early=True))
 
-    def _attach(self, watch: Watch) -> None:
-        context = GuardContext(self._host, watch.settings, self._border, partial(self._report, watch))
-        for kind in self._kinds:
+    def _attach(self, watch: Watch, kinds: Sequence[type[Guard]]) -> None:
+        report = partial(self._report, watch)
+        context = GuardContext(self._host, watch.settings, self._border, report, request=lambda: watch.request)
+        for kind in kinds:
             if watch.settings.policy(kind.name) == OFF:
                 kind.passed_over()
             else:

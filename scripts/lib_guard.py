@@ -24,7 +24,7 @@ class LibGuardScript(scripts.Script):
         return built.controls
 
     def before_process(self, p, *args):
-        EXTENSION.prepare(p)
+        EXTENSION.prepare(p, args)
 
     def process(self, p, *args):
         EXTENSION.begin(p, args)

@@ -12,7 +12,7 @@ from demo.models import adapters, checkpoints
 from demo.models.sizes import SIZES
 
 #: Raised when the files change, so that an older folder is rebuilt.
-VERSION = "6"
+VERSION = "7"
 
 
 def build(folder: Path) -> Path:
@@ -42,8 +42,10 @@ def _write_all(folder: Path) -> None:
     checkpoints.write_controlnet(folder / "ControlNet" / "tiny-sd15-controlnet")
     checkpoints.write_controlnet_xl(folder / "ControlNet" / "tiny-sdxl-controlnet")
     checkpoints.write_taesd(folder / "VAE-approx" / "taesd")
-    checkpoints.write_image_encoder(folder / "IP-Adapter" / "models" / "image_encoder")
-    adapters.write_ip_adapter(folder / "IP-Adapter" / "models" / "tiny-ip-adapter_sd15.safetensors", unet, 5)
+    checkpoints.write_image_encoder(folder / "IP-Adapter" / "models" / "image_encoder", checkpoints.VIT_H)
+    checkpoints.write_image_encoder(folder / "IP-Adapter" / "sdxl_models" / "image_encoder", checkpoints.VIT_BIGG)
+    for seed, (name, write) in enumerate(adapters.IP_ADAPTERS.items(), 101):
+        write(folder / "IP-Adapter" / "models" / f"{name}.safetensors", unet, seed)
     adapters.write_kohya(lora / "tiny-crimson.safetensors", {"lora_unet": unet, "lora_te": text}, 1)
     adapters.write_peft(lora / "tiny-azure.safetensors", unet, 2)
     adapters.write_kohya(lora / "tiny-xl-amber.safetensors", {"lora_unet": unet_xl}, 3)

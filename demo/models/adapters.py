@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -107,21 +108,61 @@ def write_embedding(path: Path, width: int, vectors: int, seed: int) -> None:
     save_file({"emb_params": torch.randn(vectors, width, generator=generator)}, path)
 
 
-def write_ip_adapter(path: Path, unet: nn.Module, seed: int) -> None:
-    """Write an IP-Adapter in its own form: a projection of the image's embedding, and keys and values for each
+def _write_ip_adapter(path: Path, unet: nn.Module, seed: int, projection: dict[str, tuple[int, ...]]) -> None:
+    """Write an IP-Adapter in its own form: a projection of what the image encoder gives, and keys and values for each
     cross-attention, numbered 1, 3, 5, ... in the UNet's order."""
-    tensors: dict[str, torch.Tensor] = {}
-    context, tokens = SIZES.context, SIZES.image_tokens
-    shapes = {"proj.weight": (tokens * context, SIZES.image_projection), "proj.bias": (tokens * context,)}
-    for name, shape in {**shapes, "norm.weight": (context,), "norm.bias": (context,)}.items():
-        tensors[f"image_proj.{name}"] = _noise(name, shape, seed) * shape[-1] ** -0.5
+    shapes = {f"image_proj.{name}": shape for name, shape in projection.items()}
     crossing = [name for name in unet.attn_processors if name.endswith("attn2.processor")]  # type: ignore[union-attr]
     for number, name in enumerate(crossing):
         shape = tuple(unet.get_submodule(name.removesuffix(".processor")).to_k.weight.shape)
-        for part in ("to_k_ip", "to_v_ip"):
-            tensors[f"ip_adapter.{2 * number + 1}.{part}.weight"] = _noise(name + part, shape, seed) * shape[-1] ** -0.5
+        shapes |= {f"ip_adapter.{2 * number + 1}.{part}.weight": shape for part in ("to_k_ip", "to_v_ip")}
+    tensors = {name: _noise(name, shape, seed) * shape[-1] ** -0.5 for name, shape in shapes.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.half() for name, tensor in tensors.items()}, path)
+
+
+def _plain(width: int) -> Callable[[Path, nn.Module, int], None]:
+    """An adapter that projects an embedding, of this width."""
+    context, tokens = SIZES.context, SIZES.image_tokens
+    norm = {"norm.weight": (context,), "norm.bias": (context,)}
+    shapes = {"proj.weight": (tokens * context, width), "proj.bias": (tokens * context,), **norm}
+    return lambda path, unet, seed: _write_ip_adapter(path, unet, seed, shapes)
+
+
+def _plus(path: Path, unet: nn.Module, seed: int) -> None:
+    """An adapter that resamples ViT-H's hidden states, which are as wide as ViT-bigG's embedding."""
+    inner, context, head, depth, tokens = 64, SIZES.context, 64, 4, 16
+    shapes: dict[str, tuple[int, ...]] = {
+        "latents": (1, tokens, inner),
+        "proj_in.weight": (inner, 1280),
+        "proj_in.bias": (inner,),
+        "proj_out.weight": (context, inner),
+        "proj_out.bias": (context,),
+        "norm_out.weight": (context,),
+        "norm_out.bias": (context,),
+    }
+    for layer in range(depth):
+        attention, feed = f"layers.{layer}.0", f"layers.{layer}.1"
+        shapes |= {f"{attention}.norm{n}.{part}": (inner,) for n in (1, 2) for part in ("weight", "bias")}
+        shapes |= {f"{attention}.to_q.weight": (head, inner), f"{attention}.to_kv.weight": (2 * head, inner)}
+        shapes |= {
+            f"{attention}.to_out.weight": (inner, head),
+            f"{feed}.0.weight": (inner,),
+            f"{feed}.0.bias": (inner,),
+        }
+        shapes |= {f"{feed}.1.weight": (4 * inner, inner), f"{feed}.3.weight": (inner, 4 * inner)}
+    _write_ip_adapter(path, unet, seed, shapes)
+
+
+#: By name, as the published ones are called.
+IP_ADAPTERS: dict[str, Callable[[Path, nn.Module, int], None]] = {
+    "tiny-ip-adapter_sd15": _plain(1024),
+    "tiny-ip-adapter_sd15_light": _plain(1024),
+    "tiny-ip-adapter_sd15_vit-G": _plain(1280),
+    "tiny-ip-adapter-plus_sd15": _plus,
+    # Its name says ViT-H, its tensors ViT-bigG.
+    "tiny-ip-adapter_sd15_renamed": _plain(1280),
+}
 
 
 def _noise(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:

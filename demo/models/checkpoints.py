@@ -254,17 +254,22 @@ def write_controlnet_xl(path: Path) -> None:
     _ready(model, 51, torch.float16).save_pretrained(str(path))
 
 
-def write_image_encoder(path: Path) -> None:
-    """A CLIP vision encoder with the embedding of OpenCLIP ViT-H."""
+#: CLIP vision encoders by the widths that tell them apart: hidden states, projected embedding, heads.
+VIT_H, VIT_BIGG = (1280, 1024, 16), (1664, 1280, 16)
+
+
+def write_image_encoder(path: Path, widths: tuple[int, int, int]) -> None:
+    """A CLIP vision encoder as wide as a real one, but of one layer."""
+    hidden, projection, heads = widths
     config = CLIPVisionConfig(
-        hidden_size=SIZES.clip_width,
-        intermediate_size=2 * SIZES.clip_width,
-        projection_dim=SIZES.image_projection,
-        num_hidden_layers=SIZES.clip_layers,
-        num_attention_heads=SIZES.clip_heads,
-        patch_size=32,
+        hidden_size=hidden,
+        intermediate_size=SIZES.clip_width,
+        projection_dim=projection,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        patch_size=14,
     )
-    _ready(CLIPVisionModelWithProjection(config), 71).save_pretrained(str(path))
+    _ready(CLIPVisionModelWithProjection(config), hidden, torch.float16).save_pretrained(str(path))
 
 
 def write_taesd(path: Path) -> None:

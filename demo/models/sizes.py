@@ -17,8 +17,6 @@ class Sizes:
     clip_layers: int = 2
     clip_heads: int = 4
     projection: int = 32
-    #: Width of an image embedding, the real one of OpenCLIP ViT-H: it tells the families of IP-Adapters apart.
-    image_projection: int = 1024
     image_tokens: int = 4
     t5_width: int = 64
     t5_layers: int = 2

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from ..border import Border
-from ..findings import Finding, Repair
+from ..findings import Finding, Repair, sentence
 from ..hooks import Attachments
 from ..hosts.base import Arrival, Boundary, Host
 from ..settings import Settings
@@ -31,7 +31,8 @@ class Again(threading.local):
 class GuardContext:
     """What the guards of one generation share.
 
-    report: takes a finding and what was done about it (None: nothing), from any thread.
+    report: takes a finding and what was done about it (None: nothing), from any thread. request: the host's processing
+    object; None when it is gone.
     """
 
     host: Host
@@ -39,10 +40,17 @@ class GuardContext:
     border: Border
     report: Callable[[Finding, Repair | None], None]
     again: Again = field(default_factory=Again)
+    request: Callable[[], Any] = lambda: None
 
     def say(self, finding: Finding, repair: Repair | None) -> None:
         """Report a finding with its cause and fix in the host's own words."""
         self.report(self.host.explain(finding), repair)
+
+    def comment(self, finding: Finding) -> None:
+        """Say a finding under the picture too: what is missing there shows nowhere else."""
+        request = self.request()
+        if request is not None:
+            self.host.comment(request, f"LibGuard {sentence(self.host.explain(finding), None)}")
 
 
 class Guard(Protocol):
@@ -50,6 +58,8 @@ class Guard(Protocol):
 
     #: Its name in settings and on the console.
     name: str
+    #: Whether it is attached before any extension works on the request, and so before the model is looked at.
+    early: bool
 
     def __init__(self, context: GuardContext) -> None: ...
 
@@ -81,6 +91,7 @@ class BoundaryGuard:
     """
 
     name = ""
+    early = False
 
     def __init__(self, context: GuardContext) -> None:
         self._context = context

@@ -58,6 +58,7 @@ class LoraGuard:
     """See the module's docstring."""
 
     name = "lora"
+    early = False
 
     def __init__(self, context: GuardContext) -> None:
         self._context = context

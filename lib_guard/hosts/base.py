@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ..findings import Finding, Repair
+from .encoder_handling import PipelineEncoders, UnitEncoders
 from .lora_handling import LoraHandling
 from .seams import Seam
 
@@ -156,6 +157,9 @@ class Host(Protocol):
     def lora_handling(self) -> LoraHandling | None:
         """How this host puts LoRAs into its model; None where that is not known."""
 
+    def encoder_handling(self) -> UnitEncoders | PipelineEncoders | None:
+        """How this host brings IP-Adapters and image encoders together; None where that is not known."""
+
     def remember(self, request: Any) -> None:
         """A request begins, and no extension's `process` has run yet: note what extensions change for its length."""
 
@@ -174,6 +178,9 @@ class Host(Protocol):
 
     def write_infotext(self, request: Any, values: Mapping[str, str]) -> None:
         """Have the pictures of a request carry these values."""
+
+    def comment(self, request: Any, text: str) -> None:
+        """Have a line of plain text shown under the pictures of a request; the host escapes it."""
 
     def explain(self, finding: Finding) -> Finding:
         """The finding with its cause and permanent fix in this host's own names, where the host shows them."""

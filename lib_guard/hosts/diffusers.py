@@ -18,6 +18,7 @@ import torch
 from ..findings import Finding
 from ..tensors.layers import is_compiled, is_compiled_itself
 from .base import DECODE, ENCODE, Arrival, Boundary, VaeBoundary
+from .encoder_handling import PipelineEncoders
 from .lora_handling import LoraHandling
 from .seams import Seam
 from .webui import COMMON_SEAMS, WebUiHost
@@ -121,9 +122,11 @@ class DiffusersHost(WebUiHost):
 
     def __init__(self) -> None:
         # Imported here: it builds on this file.
+        from .diffusers_encoder import DiffusersEncoders
         from .diffusers_lora import DiffusersLoraHandling
 
         self._lora_handling = DiffusersLoraHandling()
+        self._encoder_handling = DiffusersEncoders()
 
     @classmethod
     def is_here(cls) -> bool:
@@ -146,8 +149,7 @@ class DiffusersHost(WebUiHost):
         """See `Host`."""
         from modules import controlnet, ip_adapter, refiner
 
-        adapter = Arrival(ip_adapter, "load"), Arrival(ip_adapter, "unload")
-        return [Arrival(controlnet, "load"), Arrival(refiner, "load"), *adapter]
+        return [Arrival(controlnet, "load"), Arrival(refiner, "load"), Arrival(ip_adapter, "apply")]
 
     def loras(self) -> Sequence[tuple[str, Path]]:
         """See `Host`."""
@@ -160,6 +162,10 @@ class DiffusersHost(WebUiHost):
     def lora_handling(self) -> LoraHandling:
         """See `Host`."""
         return self._lora_handling
+
+    def encoder_handling(self) -> PipelineEncoders:
+        """See `Host`."""
+        return self._encoder_handling
 
     def explain(self, finding: Finding) -> Finding:
         """See `Host`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -44,6 +44,7 @@ class UnitPair:
     need: EncoderNeed | None = None
 
 
+@runtime_checkable
 class UnitEncoders(Protocol):
     """A host whose ControlNet extension runs IP-Adapters as units."""
 
@@ -80,6 +81,7 @@ class Embedding:
     empty: torch.Tensor
 
 
+@runtime_checkable
 class PipelineEncoders(Protocol):
     """A host whose pipeline holds one image encoder.
 
@@ -102,11 +104,11 @@ class PipelineEncoders(Protocol):
     def unload_encoder(self) -> None:
         """Drop it as the host does, so that the next adapter's is loaded."""
 
-    def has_encoder(self, use: AdapterUse) -> bool:
-        """Whether the encoder that the host takes for an adapter is on disk."""
+    def has_encoder(self, need: EncoderNeed) -> bool:
+        """Whether an encoder that meets a need is on disk, where the host looks for encoders."""
 
-    def load_encoder(self, use: AdapterUse) -> None:
-        """Have the host load the encoder that it takes for an adapter. Raises what the host raises."""
+    def load_encoder(self, need: EncoderNeed) -> None:
+        """Have the host load it into the pipeline, from disk. Raises what the host raises."""
 
     def projections(self) -> Sequence[torch.nn.Module]:
         """The image projections in the model, in the adapters' order; empty when no adapter is in it."""

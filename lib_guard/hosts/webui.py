@@ -11,6 +11,7 @@ from typing import Any
 
 from ..findings import Finding, Repair
 from .base import Arrival, Boundary, Shield
+from .encoder_handling import PipelineEncoders, UnitEncoders
 from .lora_handling import LoraHandling
 from .seams import Seam
 
@@ -80,6 +81,10 @@ class WebUiHost:
         """See `Host`."""
         return None
 
+    def encoder_handling(self) -> UnitEncoders | PipelineEncoders | None:
+        """See `Host`."""
+        return None
+
     def remember(self, request: Any) -> None:
         """See `Host`."""
 
@@ -116,6 +121,12 @@ class WebUiHost:
     def write_infotext(self, request: Any, values: Mapping[str, str]) -> None:
         """See `Host`."""
         request.extra_generation_params.update(values)
+
+    def comment(self, request: Any, text: str) -> None:
+        """See `Host`. A WebUI that has no such thing shows nothing."""
+        comment = getattr(request, "comment", None)
+        if callable(comment):
+            comment(text)
 
     def explain(self, finding: Finding) -> Finding:
         """See `Host`."""

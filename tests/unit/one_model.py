@@ -54,6 +54,12 @@ class OneModel:
     def lora_handling(self):
         return None
 
+    def encoder_handling(self):
+        return None
+
+    def comment(self, request, text):
+        pass
+
     def loras(self):
         return self.lora_files
 

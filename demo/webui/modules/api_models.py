@@ -30,7 +30,7 @@ class Txt2ImgRequest(BaseModel):
     hr_second_pass_steps: int = 0
     controlnet: str | None = None
     control_image: str | None = None
-    ip_adapter: str | None = None
+    ip_adapter: str | list[str] | None = None
     ip_adapter_image: str | None = None
     refiner_checkpoint: str | None = None
     refiner_switch_at: float = 0.5
@@ -44,7 +44,7 @@ class Img2ImgRequest(BaseModel):
     mask: str | None = None
     controlnet: str | None = None
     control_image: str | None = None
-    ip_adapter: str | None = None
+    ip_adapter: str | list[str] | None = None
     ip_adapter_image: str | None = None
     prompt: str = ""
     negative_prompt: str = ""

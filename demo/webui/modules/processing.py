@@ -34,7 +34,8 @@ class StableDiffusionProcessing:
     #: Name of a ControlNet; its picture is `control_image`, in img2img the given picture where there is none.
     controlnet: str | None = None
     control_image: Image.Image | None = None
-    ip_adapter: str | None = None
+    #: One name or several; `ip_adapter_image` is for each of them.
+    ip_adapter: str | list[str] | None = None
     ip_adapter_image: Image.Image | None = None
     #: Name of a checkpoint whose UNet takes over at that part of the sampling (SDXL, txt2img).
     refiner_checkpoint: str | None = None
@@ -187,7 +188,7 @@ class Processed:
         """The JSON text of the API's `info`."""
         names = ("prompt", "negative_prompt", "all_prompts", "all_seeds", "seed", "infotexts")
         values = {name: getattr(self, name) for name in (*names, "extra_generation_params")}
-        return json.dumps(values, default=str)
+        return json.dumps({**values, "comments": self.comments}, default=str)
 
 
 def process_images(p: StableDiffusionProcessing) -> Processed:

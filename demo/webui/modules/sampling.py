@@ -27,6 +27,7 @@ def txt2img(p: StableDiffusionProcessing) -> torch.Tensor:
 
 
 def _first_pass(p: StableDiffusionProcessing, output_type: str, last: bool) -> torch.Tensor:
+    ip_adapter.apply(p)
     _before_sampling(p)
     given = {"width": p.width, "height": p.height}
     if not p.refiner_checkpoint:
@@ -40,6 +41,7 @@ def img2img(p: StableDiffusionProcessingImg2Img) -> torch.Tensor:
     """A pass that starts from the first of `p.init_images`, or inpaints it where `p.mask` is white."""
     size = (p.width, p.height)
     picture = p.init_images[0].convert("RGB").resize(size)
+    ip_adapter.apply(p)
     _before_sampling(p)
     if p.mask is None:
         return _run(p, "img2img", last=True, image=picture, **_strength(p))
@@ -100,7 +102,7 @@ def _run(
 
     size: of this pass's pictures where that is not the request's.
     """
-    kwargs.update(ip_adapter.apply(p.ip_adapter, p.ip_adapter_image))
+    kwargs.update(ip_adapter.arguments(p))
     pipe = _pipeline(p, kind, size or (p.width, p.height), kwargs)
     steps = kwargs.setdefault("num_inference_steps", p.steps)
     state.sampling_step, state.sampling_steps = 0, steps

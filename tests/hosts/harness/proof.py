@@ -20,9 +20,9 @@ from harness.server import Answer
 
 TITLE = "LibGuard"
 OFF: dict[str, Any] = {TITLE: {"args": [False]}}
-ON: dict[str, Any] = {TITLE: {"args": [True, "fix", "auto", "fix", "fix"]}}
+ON: dict[str, Any] = {TITLE: {"args": [True, "fix", "auto", "fix", "fix", "fix"]}}
 #: Enabled, every guard's policy off: nothing may be attached.
-POLICY_OFF: dict[str, Any] = {TITLE: {"args": [True, "off", "auto", "off", "off"]}}
+POLICY_OFF: dict[str, Any] = {TITLE: {"args": [True, "off", "auto", "off", "off", "off"]}}
 
 SIZE = 64
 
