@@ -10,8 +10,8 @@ from .findings import LIBGUARD, Finding
 from .guards import GUARDS
 from .hooks import sweep
 from .hosts.base import Host
-from .hosts.encoder_handling import PipelineEncoders
 from .hosts.detect import find_host
+from .hosts.encoder_handling import PipelineEncoders
 from .hosts.seams import missing
 from .ledger import LEDGER
 from .settings import Settings

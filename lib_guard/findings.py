@@ -224,8 +224,8 @@ _TABLE = (
     Code(
         id="LG401",
         title="The image encoder in place is not the one that the IP-Adapter needs",
-        cause="The WebUI keeps the image encoder of an earlier adapter, or one that a checkpoint brought along, or it goes by"
-        " the name of the adapter's file.",
+        cause="The WebUI keeps the image encoder of an earlier adapter, or one that a checkpoint brought along, or it"
+        " goes by the name of the adapter's file.",
         cure="It is unloaded in the WebUI's own way, and the right one is loaded from disk.",
         permanent_fix="None is needed while LibGuard is on; without it load the model anew between such adapters.",
     ),
@@ -254,7 +254,7 @@ _TABLE = (
         id="LG405",
         title="The image encoder that an IP-Adapter needs is not there",
         cause="Its file is not on disk, or holds another encoder than its name says.",
-        cure="Nothing is downloaded, and the picture comes without the adapter",
+        cure="Nothing is downloaded, and the picture comes without the adapter.",
         permanent_fix="Put the encoder that the line names where the WebUI looks for it.",
         curable=False,
     ),

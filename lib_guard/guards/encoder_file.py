@@ -98,6 +98,8 @@ def spoken(offer: EncoderOffer | None) -> str:
         return "an encoder that is not known"
     if offer.kind in SPOKEN_ENCODERS:
         return SPOKEN_ENCODERS[offer.kind]
+    if offer.width is None and offer.hidden is None:
+        return "nothing"
     return f"an encoder of {offer.width or 'no'} image_embeds and {offer.hidden} hidden states"
 
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
-
 from ..files.families import EncoderNeed
 from ..files.families.verdict import HIDDEN, INSIGHTFACE, UNKNOWN
 from ..findings import Finding, Repair

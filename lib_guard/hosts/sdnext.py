@@ -30,7 +30,9 @@ from ..findings import Finding
 from .base import DECODE, Arrival, Boundary
 from .checkout import commit_of
 from .diffusers import pipeline_boundaries
+from .encoder_handling import PipelineEncoders
 from .lora_handling import LoraHandling
+from .sdnext_encoder import SdNextEncoders
 from .sdnext_lora import SdNextLoraHandling
 from .seams import Seam
 from .webui import COMMON_SEAMS, WebUiHost
@@ -114,7 +116,24 @@ class SdNextHost(WebUiHost):
             "apply",
             "modules/ipadapter.py:297",
             "brings and exchanges image encoder and image projection",
-            guards=("precision", "finite"),
+            ("pipe", "p"),
+            ("precision", "finite", "encoder"),
+        ),
+        Seam(
+            "modules.ipadapter",
+            "load_image_encoder",
+            "modules/ipadapter.py:174",
+            "loads an image encoder by an adapter's name",
+            ("pipe", "adapter_names"),
+            ("encoder",),
+        ),
+        Seam(
+            "modules.processing_diffusers",
+            "set_pipeline_args",
+            "modules/processing_diffusers.py:10",
+            "what the pipeline is called with",
+            ("p", "model"),
+            ("encoder",),
         ),
         Seam(
             "modules.lora.lora_common",
@@ -143,6 +162,7 @@ class SdNextHost(WebUiHost):
 
     def __init__(self) -> None:
         self._lora_handling = SdNextLoraHandling()
+        self._encoder_handling = SdNextEncoders()
         self._ends: list[tuple[weakref.ref[Any], Callable[[], None]]] = []
 
     @classmethod
@@ -213,6 +233,10 @@ class SdNextHost(WebUiHost):
     def lora_handling(self) -> LoraHandling:
         """See `Host`."""
         return self._lora_handling
+
+    def encoder_handling(self) -> PipelineEncoders:
+        """See `Host`."""
+        return self._encoder_handling
 
     def tab(self, request: Any) -> str:
         """See `Host`. The request's class is named for it (processing_class.py); all have `init_images`."""

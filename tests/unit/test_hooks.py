@@ -186,3 +186,28 @@ def test_a_function_of_a_plain_object_is_replaced_found_and_swept():
     attachments.method(owner, "forward", lambda before: lambda x: before(x) + 1)
     assert owner.forward(1) == 2 and marked(owner) == [": forward"]
     assert sweep(owner) == 1 and owner.forward is theirs and marked(owner) == []
+
+
+class Static:
+    """With a method that is called on the class alone."""
+
+    @staticmethod
+    def given(number: int) -> int:
+        """The number."""
+        return number
+
+
+def test_a_static_method_stays_one_and_comes_back_as_it_was():
+    before = vars(Static)["given"]
+    attachments = Attachments()
+    attachments.method(Static, "given", lambda method: lambda number: method(number) + 1)
+    assert Static.given(1) == Static().given(1) == 2 and marked(Static) == [": given"]
+    attachments.detach()
+    assert vars(Static)["given"] is before and Static().given(1) == 1 and marked(Static) == []
+
+
+def test_a_static_method_is_swept():
+    before = vars(Static)["given"]
+    Attachments().method(Static, "given", lambda method: lambda number: -method(number))
+    assert Static.given(1) == -1 and sweep(Static) == 1
+    assert vars(Static)["given"] is before

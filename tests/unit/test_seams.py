@@ -193,7 +193,7 @@ def test_a_guard_whose_seam_is_gone_is_off_and_said_in_one_line(host: FakeHost, 
     said = [line for line in lines if "LG004" in line]
     assert len(said) == 1 and f"precision: {host.package}.processing.gone is missing" in said[0]
     assert not any("Traceback" in line for line in lines)
-    assert started.watches is not None and lines[-1].endswith("guards: finite, lora")
+    assert started.watches is not None and lines[-1].endswith("guards: encoder, finite, lora")
 
 
 def test_without_what_everything_stands_on_nothing_is_done(host: FakeHost, start, capsys) -> None:

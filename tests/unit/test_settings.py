@@ -20,6 +20,7 @@ SETTINGS = st.builds(
     vae_precision=st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
     finite=st.sampled_from(["off", "warn", "fix"]),
     lora=st.sampled_from(["off", "warn", "fix"]),
+    encoder=st.sampled_from(["off", "warn", "fix"]),
 )
 
 
@@ -49,6 +50,7 @@ def test_infotext_restores_the_switches(settings):
         "vae_precision": settings.vae_precision,
         "finite": settings.finite,
         "lora": settings.lora,
+        "encoder": settings.encoder,
     }
 
 
@@ -64,7 +66,7 @@ def test_an_infotext_without_valid_switches_changes_none(parameters):
         ([True], 0),
         ([True, "warn"], 0),
         ([True, "WARN ", " Float16"], 0),
-        ([True, "fix", "auto", "fix", "fix", 2], 1),
+        ([True, "fix", "auto", "fix", "fix", "fix", 2], 1),
         (["yes"], 1),
         ([None, None, None], 3),
         ([True, "repair"], 1),

@@ -20,21 +20,21 @@ def build(settings: Settings = Settings()) -> accordion.Accordion:  # noqa: B008
 def test_one_control_a_field_in_the_order_of_the_script_args():
     built = build(Settings(enabled=False, precision="warn", vae_precision="bfloat16"))
     assert [control.elem_id.rsplit("libguard_")[1] for control in built.controls] == [field.name for field in FIELDS]
-    assert [control.value for control in built.controls] == [False, "Warn", "bfloat16", "Fix", "Fix"]
+    assert [control.value for control in built.controls] == [False, "Warn", "bfloat16", "Fix", "Fix", "Fix"]
 
 
 def test_a_guard_has_the_three_policies_and_the_vae_its_precisions():
-    _, precision, vae, finite, lora = build().controls
-    labels = [[label for label, _ in control.choices] for control in (precision, vae, finite, lora)]
+    _, precision, vae, finite, lora, encoder = build().controls
+    labels = [[label for label, _ in control.choices] for control in (precision, vae, finite, lora, encoder)]
     policies = ["Off", "Warn", "Fix"]
-    assert labels == [policies, ["Auto", "float32", "bfloat16", "float16"], policies, policies]
+    assert labels == [policies, ["Auto", "float32", "bfloat16", "float16"], policies, policies, policies]
 
 
 def test_pasting_an_infotext_sets_the_switches_that_it_carries():
     fields = build().infotext_fields()
     carried = {"LibGuard precision": "warn", "LibGuard VAE precision": "float32"}
-    assert [read(carried) for _, read in fields] == [True, "Warn", "float32", None, None]
-    assert [read({"Seed": "1", "LibGuard precision": "<img>"}) for _, read in fields] == [None] * 5
+    assert [read(carried) for _, read in fields] == [True, "Warn", "float32", None, None, None]
+    assert [read({"Seed": "1", "LibGuard precision": "<img>"}) for _, read in fields] == [None] * 6
 
 
 def generation(*entries):

@@ -62,6 +62,7 @@ class Spy:
     """A guard that writes down what is done with it."""
 
     name = "precision"
+    early = False
     log: ClassVar[list[str]] = []
     #: What it was told of the generation's course.
     calls: ClassVar[list[str]] = []
@@ -212,6 +213,7 @@ def test_infotext_only_when_it_acted(world):
         "LibGuard VAE precision": "auto",
         "LibGuard finite": "fix",
         "LibGuard LoRA": "fix",
+        "LibGuard encoder": "fix",
     }
 
 
@@ -224,6 +226,7 @@ def test_infotext_names_a_chosen_precision(world):
         "LibGuard VAE precision": "float32",
         "LibGuard finite": "fix",
         "LibGuard LoRA": "fix",
+        "LibGuard encoder": "fix",
     }
 
 
@@ -300,3 +303,66 @@ def test_a_request_is_not_kept_alive(world):
     gc.collect()
     ends[0]()
     assert outcomes(world) == ["finished"]
+
+
+class EarlySpy(Spy):
+    """One that goes before other extensions."""
+
+    name = "encoder"
+    early = True
+
+    def attach(self) -> None:
+        Spy.log.append(f"early {self.context.settings.encoder}")
+
+
+@pytest.fixture
+def two(world):
+    """With a guard that goes early as well."""
+    world.host.remember = lambda request: None
+    world.watches = Watches(world.host, world.ledger, (EarlySpy, Spy))
+    return world
+
+
+def test_an_early_guard_is_attached_before_the_others_and_once(two):
+    request = Request()
+    two.watches.prepare(request, [])
+    assert Spy.log == ["early fix"]
+    two.watches.begin(request, [])
+    assert Spy.log == ["early fix", "attach fix"] and len(two.ledger.generations()) == 1
+    two.watches.end(request)
+    assert Spy.log[2:] == ["detach", "detach"] and outcomes(two) == ["finished"]
+
+
+def test_a_request_that_was_never_prepared_gets_all_guards(two):
+    request = Request()
+    two.watches.begin(request, [])
+    assert Spy.log == ["early fix", "attach fix"]
+
+
+def test_a_prepared_request_that_never_begins_ends_as_any_other(two):
+    request = Request()
+    two.watches.prepare(request, [])
+    request.ends[0]()
+    assert Spy.log == ["early fix", "detach"] and outcomes(two) == ["failed"]
+
+
+def test_arguments_that_changed_in_between_are_followed(two):
+    request = Request()
+    two.watches.prepare(request, [True, "fix", "auto", "fix", "fix", "fix"])
+    two.watches.begin(request, [True, "warn", "auto", "fix", "fix", "off"])
+    assert Spy.log == ["early fix", "detach", "attach warn"] and len(two.ledger.generations()) == 1
+
+
+def test_an_inner_generation_before_the_outer_one_has_begun(two):
+    outer, inner = Request(), Request()
+    two.host.running = [outer]
+    two.watches.prepare(outer, [])
+    two.host.running = [outer, inner]
+    two.watches.prepare(inner, [])
+    two.watches.begin(inner, [])
+    two.watches.end(inner)
+    assert Spy.log == ["early fix", "detach", "early fix", "attach fix", "detach", "detach", "early fix"]
+    two.watches.begin(outer, [])
+    assert Spy.log[7:] == ["attach fix"]
+    two.watches.end(outer)
+    assert two.watches._open == []

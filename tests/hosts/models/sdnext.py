@@ -27,10 +27,19 @@ _KEPT = DEFAULT_DATA / "models-sdnext"
 HUB = _KEPT / "huggingface"
 #: The repository of IP-Adapters there, and the name of its one revision.
 _ADAPTERS, _REVISION = HUB / "models--h94--IP-Adapter", "0" * 40
-#: What SD.Next calls "Base" (ipadapter.py:40).
-_BASE_ADAPTER = "ip-adapter_sd15.safetensors"
+#: The files of what SD.Next calls Base, Base ViT-G, Light, Plus and Full Face (ipadapter.py:40-45). The last one's
+#: holds another family than its name says.
+_ADAPTER_FILES = {
+    "ip-adapter_sd15": "tiny-ip-adapter_sd15",
+    "ip-adapter_sd15_vit-G": "tiny-ip-adapter_sd15_vit-G",
+    "ip-adapter_sd15_light": "tiny-ip-adapter_sd15_light",
+    "ip-adapter-plus_sd15": "tiny-ip-adapter-plus_sd15",
+    "ip-adapter-full-face_sd15": "tiny-ip-adapter_sd15_renamed",
+}
+#: A checkpoint that brings an image encoder along: ViT-bigG.
+WITH_ENCODER = "tiny-sd15-encoder"
 #: Raised when what is written here changes.
-_OWN_VERSION = f"{VERSION}.3"
+_OWN_VERSION = f"{VERSION}.4"
 
 _WIDTH = 800
 
@@ -52,17 +61,30 @@ def _build() -> None:
     for seed, name in enumerate(("tiny-sdxl", "tiny-sdxl-fp16fix", "tiny-sdxl-refiner")):
         # The first two are one model; a refiner is another one.
         _widen(_KEPT / "Diffusers" / name, 61 + 10 * (seed // 2))
-    _cache_adapter(built / "IP-Adapter" / "models", _ADAPTERS)
+    _cache_adapters(built / "IP-Adapter", _ADAPTERS)
+    _bring_encoder(_KEPT / "Diffusers" / "tiny-sd15", built / "IP-Adapter" / "sdxl_models" / "image_encoder")
     _write_taesd(_KEPT / "TAESD" / "taesd_13_decoder_sd.pth")
 
 
-def _cache_adapter(source: Path, cache: Path) -> None:
-    """Lay an adapter and its image encoder out as if they had been fetched."""
-    place = cache / "snapshots" / _REVISION / "models"
-    shutil.copytree(source / "image_encoder", place / "image_encoder")
-    shutil.copyfile(source / "tiny-ip-adapter_sd15.safetensors", place / _BASE_ADAPTER)
+def _cache_adapters(source: Path, cache: Path) -> None:
+    """Lay adapters and image encoders out as if they had been fetched."""
+    place = cache / "snapshots" / _REVISION
+    for folder in ("models", "sdxl_models"):
+        shutil.copytree(source / folder / "image_encoder", place / folder / "image_encoder")
+    for name, file in _ADAPTER_FILES.items():
+        shutil.copyfile(source / "models" / f"{file}.safetensors", place / "models" / f"{name}.safetensors")
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text(_REVISION, encoding="utf-8")
+
+
+def _bring_encoder(checkpoint: Path, encoder: Path) -> None:
+    """A copy of a checkpoint with an image encoder in it."""
+    place = checkpoint.with_name(WITH_ENCODER)
+    shutil.copytree(checkpoint, place)
+    shutil.copytree(encoder, place / "image_encoder")
+    index = json.loads((place / "model_index.json").read_text(encoding="utf-8"))
+    index["image_encoder"] = ["transformers", "CLIPVisionModelWithProjection"]
+    (place / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
 def _widen(checkpoint: Path, first_seed: int) -> None:
