@@ -55,9 +55,11 @@ import torch
 from ..findings import Finding, Repair
 from ..tensors.dtypes import dtype_name, is_compute
 from ..tensors.layers import is_compiled
+from .a1111_encoder import A1111UnitEncoders
 from .a1111_lora import A1111LoraHandling
 from .base import DECODE, Arrival, Boundary, Detour, Shield
 from .diffusers import vae_boundaries
+from .encoder_handling import UnitEncoders
 from .ldm import LdmHost
 from .lora_handling import LoraHandling
 from .seams import Seam
@@ -131,6 +133,7 @@ class A1111Host(LdmHost):
         super().__init__()
         self._clean: _Borrowed | None = None
         self._lora_handling = A1111LoraHandling()
+        self._encoder_handling = A1111UnitEncoders()
 
     @property
     def title(self) -> str:  # type: ignore[override] # read when it is said, behind the check of the seams
@@ -187,6 +190,10 @@ class A1111Host(LdmHost):
     def lora_handling(self) -> LoraHandling:
         """See `Host`."""
         return self._lora_handling
+
+    def encoder_handling(self) -> UnitEncoders:
+        """See `Host`."""
+        return self._encoder_handling
 
     def remember(self, request: Any) -> None:
         """See `Host`. While Regional Prompter's patch is in place the state is its own, not the user's."""

@@ -51,6 +51,8 @@ from ..tensors.layers import is_compiled
 from .base import DECODE, ENCODE, Arrival, Boundary, Entry
 from .checkout import commit_of
 from .diffusers import vae_boundaries
+from .encoder_handling import UnitEncoders
+from .forge_encoder import ForgeUnitEncoders
 from .forge_lora import ForgeLoraHandling
 from .ldm import LdmHost
 from .lora_handling import LoraHandling
@@ -123,11 +125,19 @@ class ForgeHost(LdmHost):
             "a cache of encoded prompts, which every request holds",
             guards=("lora",),
         ),
+        Seam(
+            "modules_forge.shared",
+            "supported_preprocessors",
+            "modules_forge/shared.py:41",
+            "the preprocessors of ControlNet's units, which hold the image encoders",
+            guards=("encoder",),
+        ),
     )
 
     def __init__(self) -> None:
         super().__init__()
         self._lora_handling = ForgeLoraHandling()
+        self._encoder_handling = ForgeUnitEncoders()
 
     @property
     def title(self) -> str:  # type: ignore[override] # read when it is said, behind the check of the seams
@@ -167,6 +177,10 @@ class ForgeHost(LdmHost):
     def lora_handling(self) -> LoraHandling:
         """See `Host`."""
         return self._lora_handling
+
+    def encoder_handling(self) -> UnitEncoders:
+        """See `Host`."""
+        return self._encoder_handling
 
     def explain(self, finding: Finding) -> Finding:
         """See `Host`."""

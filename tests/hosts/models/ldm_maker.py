@@ -108,21 +108,66 @@ def lora(unet, text, seed, with_text):
     return found
 
 
-def write_ip_adapter(folder, unet):
-    """An IP-Adapter of the family whose encoder is ViT-H: four tokens out of an embedding of 1024 numbers."""
+def write_ip_adapters(folder, unet):
+    """IP-Adapters by what they take, each with a seed of its own; two of them by names that lie or say nothing."""
     folder.mkdir()
-    generator, found = torch.Generator().manual_seed(16), {}
-    found["image_proj.proj.weight"] = 0.05 * torch.randn(4 * WIDTH, 1024, generator=generator)
-    found["image_proj.proj.bias"] = 0.05 * torch.randn(4 * WIDTH, generator=generator)
-    found["image_proj.norm.weight"], found["image_proj.norm.bias"] = torch.ones(WIDTH), torch.zeros(WIDTH)
+    write_ip_adapter(folder / "ip-adapter_sd15.safetensors", unet, 16, plain_projection, 1024)
+    write_ip_adapter(folder / "ip-adapter_sd15_vit-G.safetensors", unet, 18, plain_projection, 1280)
+    write_ip_adapter(folder / "ip-adapter-plus_sd15.safetensors", unet, 19, resampler, 1280)
+    # By the extension's table this one takes what ViT-H gives.
+    write_ip_adapter(folder / "ip-adapter_sd15_light.safetensors", unet, 20, plain_projection, 1280)
+    write_ip_adapter(folder / "mystyle.safetensors", unet, 21, plain_projection, 1024)
+    write_ip_adapter(folder / "oldstyle_sd15.pth", unet, 22, plain_projection, 1280)
+
+
+def write_ip_adapter(file, unet, seed, projection, given):
+    """projection: makes the tensors that turn an image's embedding, `given` wide, into tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    image, found = projection(given, generator), {}
     # Numbered down, up, middle, as the published files are.
     keys = {name: layer for name, layer in unet.named_modules() if name.endswith("attn2.to_k")}
     order = ("input_blocks", "output_blocks", "middle_block")
     for number, name in enumerate(sorted(keys, key=lambda name: order.index(name.split(".")[0]))):
         for part in ("to_k_ip", "to_v_ip"):
             weight = 0.2 * torch.randn(keys[name].weight.shape, generator=generator)
-            found[f"ip_adapter.{2 * number + 1}.{part}.weight"] = weight
-    save_file({name: value.half() for name, value in found.items()}, folder / "ip-adapter_sd15.safetensors")
+            found[f"{2 * number + 1}.{part}.weight"] = weight.half()
+    groups = {"image_proj": {name: value.half() for name, value in image.items()}, "ip_adapter": found}
+    if file.suffix == ".pth":
+        # As the first ones were published. Of the new format the host knows only what older versions of torch wrote.
+        torch.save(groups, file, _use_new_zipfile_serialization=False)
+        return
+    save_file({f"{group}.{name}": value for group, held in groups.items() for name, value in held.items()}, file)
+
+
+def plain_projection(given, generator):
+    """Four tokens out of one embedding."""
+    found = {"proj.weight": 0.05 * torch.randn(4 * WIDTH, given, generator=generator)}
+    found["proj.bias"] = 0.05 * torch.randn(4 * WIDTH, generator=generator)
+    return found | {"norm.weight": torch.ones(WIDTH), "norm.bias": torch.zeros(WIDTH)}
+
+
+def resampler(given, generator):
+    """The `plus` kind: sixteen tokens out of hidden states (scripts/ipadapter/image_proj_models.py)."""
+    inner = 12 * 64
+
+    def linear(rows, columns):
+        return torch.randn(rows, columns, generator=generator) / columns**0.5
+
+    found = {"latents": torch.randn(1, 16, WIDTH, generator=generator)}
+    found |= {"proj_in.weight": linear(WIDTH, given), "proj_in.bias": torch.zeros(WIDTH)}
+    found |= {"proj_out.weight": linear(WIDTH, WIDTH), "proj_out.bias": torch.zeros(WIDTH)}
+    norms = ["norm_out"]
+    for layer in range(4):
+        attention, feed_forward = f"layers.{layer}.0.", f"layers.{layer}.1."
+        norms += [f"{attention}norm1", f"{attention}norm2", f"{feed_forward}0"]
+        found[f"{attention}to_q.weight"] = linear(inner, WIDTH)
+        found[f"{attention}to_kv.weight"] = linear(2 * inner, WIDTH)
+        found[f"{attention}to_out.weight"] = linear(WIDTH, inner)
+        found[f"{feed_forward}1.weight"] = linear(4 * WIDTH, WIDTH)
+        found[f"{feed_forward}3.weight"] = linear(WIDTH, 4 * WIDTH)
+    for name in norms:
+        found |= {f"{name}.weight": torch.ones(WIDTH), f"{name}.bias": torch.zeros(WIDTH)}
+    return found
 
 
 def write_embedding(folder):
@@ -188,7 +233,7 @@ def main():
     tensors = lora(unet, text, 14, with_text=False)
     next(iter(tensors.values()))[0, 0] = float("inf")
     save_file(tensors, models / "Lora" / "inflora.safetensors", metadata={**about, "ss_network_dim": str(RANK)})
-    write_ip_adapter(models / "ControlNet", unet)
+    write_ip_adapters(models / "ControlNet", unet)
     write_controlnet(models / "ControlNet", unet)
     write_embedding(models.parent / "embeddings")
     write_taesd(models / "VAE-taesd")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import gc
 import hashlib
 import inspect
 import io
@@ -18,6 +19,7 @@ import secrets
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -299,6 +301,74 @@ def other_adapter(path: str) -> dict[str, Any]:
     return {}
 
 
+# SD.Next: image encoders.
+
+#: Of each load: how many encoders were in memory then.
+_in_memory: list[int] = []
+_original_load: list[Any] = []
+
+
+def encoders_in_memory(on: bool) -> list[int]:
+    """Note at each load of an image encoder how many there are already; what was noted since."""
+    encoder = sys.modules["transformers"].CLIPVisionModelWithProjection
+    noted = list(_in_memory)
+    _in_memory.clear()
+    if on and not _original_load:
+        _original_load.append(encoder.from_pretrained)
+
+        def from_pretrained(*args: Any, **kwargs: Any) -> Any:
+            gc.collect()
+            _in_memory.append(sum(isinstance(one, encoder) for one in gc.get_objects()))
+            return _original_load[0](*args, **kwargs)
+
+        encoder.from_pretrained = from_pretrained
+    elif not on and _original_load:
+        _original_load.clear()
+        del encoder.from_pretrained
+    return noted
+
+
+def encoder_identity() -> int:
+    """Which object the pipeline's image encoder is; 0 where there is none."""
+    found = getattr(_model(), "image_encoder", None)
+    return id(found) if found is not None else 0
+
+
+def own_encoders(on: bool) -> dict[str, Any]:
+    """Have the text-to-image pipeline encode the image of each adapter by the encoder whose widths its projection has;
+    or no longer."""
+    pipeline = sys.modules["diffusers"].StableDiffusionPipeline
+    kept = getattr(pipeline, "_lib_guard_probe_encode", None)
+    if kept is not None:
+        pipeline.encode_image = kept
+        del pipeline._lib_guard_probe_encode
+    if not on:
+        return {}
+    original, calls = pipeline.encode_image, []
+
+    def encode_image(self: Any, image: Any, device: Any, count: int, hidden: bool = False) -> Any:
+        layers = self.unet.encoder_hid_proj.image_projection_layers
+        layer = layers[len(calls) % len(layers)]
+        calls.append(hidden)
+        before, folder = self.image_encoder, "models"
+        if not hidden and layer.image_embeds.in_features == 1280:
+            folder = "sdxl_models"
+        self.image_encoder = _cached_encoder(folder).to(self.unet.device, self.unet.dtype)
+        try:
+            return original(self, image, device, count, hidden)
+        finally:
+            self.image_encoder = before
+
+    pipeline._lib_guard_probe_encode = original
+    pipeline.encode_image = encode_image
+    return {}
+
+
+def _cached_encoder(folder: str) -> Any:
+    load = sys.modules["transformers"].CLIPVisionModelWithProjection.from_pretrained
+    return load("h94/IP-Adapter", subfolder=f"{folder}/image_encoder", local_files_only=True)
+
+
 _uninterrupted: list[Callable[..., Any]] = []
 
 
@@ -538,6 +608,105 @@ def script_order(method: str) -> list[str]:
     return [script.title() for script in runner.ordered_scripts(method)]
 
 
+# Forge's image encoders, and the ControlNet units that choose them.
+
+#: All that were seen loaded, in their order.
+_encoders: list[weakref.ref[torch.nn.Module]] = []
+
+
+def _vision_preprocessors() -> list[Any]:
+    held = sys.modules["modules_forge.shared"].supported_preprocessors.values()
+    return [one for one in held if hasattr(one, "clipvision")]
+
+
+def encoders() -> dict[str, Any]:
+    """The loaded image encoders by file, each with a number of its own and its bytes; and the numbers of those that are
+    in memory, of all that an earlier call has seen."""
+    loaded = {}
+    for one in _vision_preprocessors():
+        if one.clipvision is None:
+            continue
+        model = one.clipvision.model
+        if not any(seen() is model for seen in _encoders):
+            _encoders.append(weakref.ref(model))
+        number = next(number for number, seen in enumerate(_encoders) if seen() is model)
+        size = sum(part.numel() * part.element_size() for part in (*model.parameters(), *model.buffers()))
+        loaded[one.filename] = {"number": number, "bytes": size}
+    return {"loaded": loaded, "alive": [number for number, seen in enumerate(_encoders) if seen() is not None]}
+
+
+def forget_encoders() -> dict[str, Any]:
+    """As in a process that has just started: none is loaded."""
+    for one in _vision_preprocessors():
+        one.clipvision = None
+        type(one).global_cache.clear()
+    gc.collect()
+    return encoders()
+
+
+def unit_marks() -> list[str]:
+    """Where on the scripts of ControlNet something of LibGuard's is."""
+    marked, scripts = sys.modules["lib_guard.hooks"].marked, sys.modules["modules.scripts"]
+    runners = (scripts.scripts_txt2img, scripts.scripts_img2img)
+    found = [one for runner in runners for one in runner.alwayson_scripts if one.title() == "ControlNet"]
+    # AUTOMATIC1111's has a static method for its units, which is the class's.
+    return [place for one in found for owner in (one, type(one)) for place in marked(owner)]
+
+
+_unit_marks: list[list[str]] = []
+_unit_handles: list[Any] = []
+
+
+def watch_units(on: bool) -> list[list[str]]:
+    """Note `unit_marks` at each call of the denoiser; returns what was noted so far."""
+    while _unit_handles:
+        _unit_handles.pop().remove()
+    noted = list(_unit_marks)
+    _unit_marks.clear()
+    if on:
+        _unit_handles.append(denoiser().register_forward_pre_hook(lambda *_: _unit_marks.append(unit_marks())))
+    return noted
+
+
+_encode_handles: list[Any] = []
+
+
+def seed_encode(on: bool) -> dict[str, Any]:
+    """Begin the process's noise anew at each call of the VAE's encoder. Forge draws the latents of a picture from it,
+    and it was drawn from before: where an adapter's projection is built, and where an image encoder is loaded."""
+    while _encode_handles:
+        _encode_handles.pop().remove()
+
+    def begin_anew(*_: Any) -> None:
+        seed()
+
+    if on:
+        _encode_handles.append(vae().encoder.register_forward_pre_hook(begin_anew))
+    return {}
+
+
+_comments: list[str] = []
+_comment_before: list[Any] = []
+
+
+def comments(on: bool) -> list[str]:
+    """Note what is to be shown under pictures, which the API does not hand out; returns what was noted so far."""
+    kind = sys.modules["modules.processing"].StableDiffusionProcessing
+    while _comment_before:
+        kind.comment = _comment_before.pop()
+    noted = list(_comments)
+    _comments.clear()
+    if on:
+        _comment_before.append(kind.comment)
+
+        def note(self: Any, text: str) -> None:
+            _comments.append(text)
+            _comment_before[0](self, text)
+
+        kind.comment = note
+    return noted
+
+
 # Looks.
 
 
@@ -706,6 +875,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         *(no_networks_in_vae, forget_conditioning, borrowed, script_order),
         *(break_network, forget_networks, find_files, interrupt_at_layer, other_adapter),
         *(upcast_vae, float_copy, own_methods, install_extension),
+        *(encoders_in_memory, encoder_identity, own_encoders),
         *(
             load,
             reload_checkpoint,
@@ -719,6 +889,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
             unlike_file,
             fail_in,
         ),
+        *(encoders, forget_encoders, unit_marks, watch_units, seed_encode, comments),
     )
 }
 

@@ -1,7 +1,8 @@
 """Image encoders of sd-webui-controlnet with two layers and seeded random weights, in their real widths.
 
 Their files are gigabytes and cannot be made small: the extension builds them from configs of its own
-(annotator/clipvision/__init__.py). Loading is not strict there, so files that hold nothing leave what was drawn.
+(annotator/clipvision/__init__.py). Loading is not strict there, so files that hold nothing leave what was drawn. Each
+load is printed, for rows that count them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def shrink(*_: Any) -> None:
         torch.manual_seed(len(config))
         begin(self, config, low_vram)
         torch.set_rng_state(state)
+        print(f"small image encoder loaded: {config}")
 
     clipvision.ClipVisionDetector.__init__ = begin_seeded
     folder = Path(models_path) / "clip_vision"
