@@ -34,7 +34,7 @@ def encoder(name: str) -> CLIPVisionModelWithProjection:
 
 @contextmanager
 def own_encoders(pipeline: Any) -> Iterator[None]:
-    """What a correct caller does: encode the picture for each adapter by the encoder whose widths its projection has."""
+    """What a correct caller does: encode the picture for each adapter by the encoder that it was made for."""
     calls: list[bool] = []
 
     def encode_image(image: Any, device: Any, count: int, hidden: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

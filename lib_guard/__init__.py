@@ -5,4 +5,4 @@ The rooms: `settings` (what the user wants), `watch` (one generation), `guards` 
 `border` (the one place where an error of LibGuard's own is caught), `hooks` (attach and detach), `ui`.
 """
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

@@ -105,11 +105,28 @@ class AdapterTraces:
         )
 
     def left(self, denoiser: Any) -> list[str]:
-        """The attributes that hold something of an adapter."""
-        processors = getattr(denoiser, "attn_processors", {}).values()
+        """The attributes that hold something of an adapter.
+
+        Attention processors are only looked for where adapters may have been: asking for them walks the whole model,
+        which takes milliseconds.
+        """
         found = [name for name in _PROJECTIONS if _is_of_adapters(name, getattr(denoiser, name, None))]
+        if not found and not self._may_have_had_adapters(denoiser):
+            return []
+        processors = getattr(denoiser, "attn_processors", {}).values()
         worked = any(_IP_ADAPTER in type(one).__name__ for one in processors)
         return [*found, *(["attention processors"] if worked else [])]
+
+    def _may_have_had_adapters(self, denoiser: Any) -> bool:
+        kind = getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None)
+        return denoiser is not None and (denoiser in self._clean or kind == "ip_image_proj")
+
+    def left_at_last(self, denoiser: Any) -> list[str]:
+        """The same where no adapter is in use; when nothing is left, what was there before is no longer needed."""
+        left = self.left(denoiser)
+        if not left and denoiser is not None:
+            self._clean.pop(denoiser, None)
+        return left
 
     def clear(self, denoiser: Any) -> None:
         """Put back what was noted; on a model that was never noted, what diffusers gives it when it is built."""
@@ -198,7 +215,7 @@ class DiffusersEncoders:
 
     def leftovers(self) -> Sequence[str]:
         """See `PipelineEncoders`."""
-        return self._traces.left(denoiser_of(_pipe()))
+        return self._traces.left_at_last(denoiser_of(_pipe()))
 
     def clear(self) -> None:
         """See `PipelineEncoders`."""

@@ -114,7 +114,7 @@ class SdNextEncoders:
 
     def leftovers(self) -> Sequence[str]:
         """See `PipelineEncoders`."""
-        return self._traces.left(denoiser_of(_pipe()))
+        return self._traces.left_at_last(denoiser_of(_pipe()))
 
     def clear(self) -> None:
         """See `PipelineEncoders`."""
