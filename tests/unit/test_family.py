@@ -632,6 +632,7 @@ IP_ADAPTERS: dict[str, tuple[Shapes, str, str, EncoderNeed]] = {
     "plus for ViT-L": (plus(768, 1024, 768), "sd15", "plus", EncoderNeed("vit_l", 1024, HIDDEN)),
     "plain for ViT-L": (plain(3072, 768, 768), "sd15", "plain", EncoderNeed("vit_l", 768, "image_embeds")),
     "plain for SD2": (plain(4096, 1024, 1024), "sd2", "plain", EncoderNeed("vit_h", 1024, "image_embeds")),
+    "plus for SigLIP": (plus(1280, 1152, 768), "sd15", "plus", EncoderNeed("siglip", 1152, HIDDEN)),
     "faceid_sd15": (faceid(3072, 768), "sd15", "FaceID", FACE),
     "faceid-plus_sd15": (
         faceid_plus(3072, 768, 1280, 768),

@@ -22,6 +22,7 @@ from .verdict import (
     SD2,
     SD15,
     SDXL,
+    SIGLIP,
     SPOKEN_ENCODERS,
     UNKNOWN,
     VIT_BIGG,
@@ -44,7 +45,7 @@ _CONTEXT = {768: SD15, 1024: SD2, 2048: SDXL}
 
 #: An encoder by the width of its embedding, and by the width of its hidden states. 1280 is in both.
 BY_EMBEDS = {768: VIT_L, 1024: VIT_H, 1280: VIT_BIGG}
-BY_HIDDEN = {1024: VIT_L, 1280: VIT_H, 1664: VIT_BIGG}
+BY_HIDDEN = {1024: VIT_L, 1152: SIGLIP, 1280: VIT_H, 1664: VIT_BIGG}
 FACE_WIDTH = 512
 
 _PROJECTION, _KEYS = "image_proj.", "ip_adapter."
