@@ -47,6 +47,7 @@ _UPCASTING = f'{_VAE_PAGE} > "VAE upcasting"'
 _DEVICE_PRECISION = 'Settings > Compute Settings > "Device precision type"'
 _QUANTIZATION = 'Settings > Model Quantization > "Quantization enabled"'
 _VAE_MODEL = f'{_VAE_PAGE} > "VAE model"'
+_OFFLINE = 'Settings > Huggingface > "Force offline mode"'
 _RELOAD = 'System > "Reload model"'
 
 #: The settings that put another part into the loaded model (ui_definitions.py:96, :225): component, option, label.
@@ -265,6 +266,7 @@ class SdNextHost(WebUiHost):
             "LG201": self._about_overflow,
             "LG202": self._about_latent,
             "LG203": self._about_broken_vae,
+            "LG405": self._about_missing_encoder,
         }.get(finding.code)
         return finding if about is None else about(finding)
 
@@ -334,6 +336,14 @@ class SdNextHost(WebUiHost):
     def _about_broken_vae(self, finding: Finding) -> Finding:
         chosen = self.options().get("sd_vae", "Automatic")
         return replace(finding, permanent_fix=f'{_VAE_MODEL} is "{chosen}": choose another one, then {_RELOAD}.')
+
+    def _about_missing_encoder(self, finding: Finding) -> Finding:
+        """SD.Next fetches an encoder when an adapter is used whose name asks for it (ipadapter.py:174), unless it is
+        kept from it (ui_definitions.py:652)."""
+        return replace(
+            finding,
+            permanent_fix=f"Have SD.Next fetch the encoder: {_OFFLINE} off, and one picture with this adapter alone.",
+        )
 
     def _about_float32(self, finding: Finding) -> Finding:
         """Why the VAE is in float32 while the model is not, and in which dtype the model is."""

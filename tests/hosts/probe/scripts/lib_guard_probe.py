@@ -638,10 +638,19 @@ def encoders() -> dict[str, Any]:
 def forget_encoders() -> dict[str, Any]:
     """As in a process that has just started: none is loaded."""
     for one in _vision_preprocessors():
+        if one.clipvision is not None:
+            sys.modules["backend.memory_management"].unload_model_clones(one.clipvision.patcher)
         one.clipvision = None
         type(one).global_cache.clear()
     gc.collect()
     return encoders()
+
+
+def find_adapters() -> list[str]:
+    """What the button beside a unit's model does: look for files anew; the names of all that are there."""
+    state = sys.modules["lib_controlnet.global_state"]
+    state.update_controlnet_filenames()
+    return list(state.controlnet_names)
 
 
 def unit_marks() -> list[str]:
@@ -889,7 +898,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
             unlike_file,
             fail_in,
         ),
-        *(encoders, forget_encoders, unit_marks, watch_units, seed_encode, comments),
+        *(encoders, forget_encoders, find_adapters, unit_marks, watch_units, seed_encode, comments),
     )
 }
 
