@@ -29,8 +29,9 @@ Of that extension (56cec5b, 1.1.455) this relies on:
                                   from the others; a file whose path lies about that raises with every preprocessor
   Script.model_cache              scripts/controlnet.py:298: the adapters that are loaded, by a unit's `model`
 A wrong pair raises in `process` (image_proj_models.py:151, from plugable_ipadapter.py:148), which the host swallows:
-the picture comes without any unit of the request. Where a unit before it is right, the request fails: that one's
-adapter is in the UNet by then, and what it asks for is not (plugable_ipadapter.py, `cond_mark`).
+the picture comes without any unit of the request. Where a unit before it is right, that one's adapter is in the UNet by
+then, and takes what the request before has left there (plugable_ipadapter.py, `cond_mark`): the picture is neither with
+nor without, and the first request of a process fails.
 A pickle tells what it takes only when the host has loaded it, so from its second request on: to have it loaded earlier
 would draw random numbers in another order, and the extension empties its cache (controlnet.py:885) behind the call that
 is looked at.

@@ -12,7 +12,7 @@ from lib_guard.findings import CODES
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "coverage.md").read_text(encoding="utf-8")
 PREVENTED, EXPLAINED, OUT, NOT_OURS = "prevented", "explained", "out of reach", "not ours (tool)"
-ROW, CODE = re.compile(r"P(0[1-9]|1[0-7])|N0[12]|L(0[1-9]|1[0-8])"), re.compile(r"LG[0-4]\d\d")
+ROW, CODE = re.compile(r"P(0[1-9]|1[0-7])|N0[12]|L(0[1-9]|1[0-8])|E0[1-6]"), re.compile(r"LG[0-4]\d\d")
 
 
 def cells(line: str) -> list[str]:
@@ -86,7 +86,7 @@ def test_every_report_that_is_out_of_reach_has_its_reason() -> None:
 
 
 def test_rows_and_codes_in_the_text_have_their_form() -> None:
-    assert all(ROW.fullmatch(name) for name in re.findall(r"\b[PNL]\d+\b", TEXT))
+    assert all(ROW.fullmatch(name) for name in re.findall(r"\b[PNLE]\d+\b", TEXT))
     assert all(CODE.fullmatch(name) for name in re.findall(r"\bLG\w+\b", TEXT))
-    explained = set(re.findall(r"^\| ([PNL]\d\d) \|", section("How a verdict is given"), re.MULTILINE))
+    explained = set(re.findall(r"^\| ([PNLE]\d\d) \|", section("How a verdict is given"), re.MULTILINE))
     assert {name for report in ALL for name in report[5].split(", ") if ROW.fullmatch(name)} <= explained
