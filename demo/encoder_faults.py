@@ -56,6 +56,23 @@ def own_encoders(pipeline: Any) -> Iterator[None]:
         del pipeline.encode_image
 
 
+@contextmanager
+def images_for_adapters_only(_pipeline: Any) -> Iterator[None]:
+    """What a correct caller does: hand no image to a pipeline whose UNet has no adapter."""
+    from modules import ip_adapter
+
+    original = ip_adapter.arguments
+
+    def arguments(p: Any, pipe: Any) -> dict[str, Any]:
+        return original(p, pipe) if pipe.unet.encoder_hid_proj is not None else {}
+
+    ip_adapter.arguments = arguments
+    try:
+        yield
+    finally:
+        ip_adapter.arguments = original
+
+
 def _bring_encoder(pipeline: Any) -> None:
     """As a checkpoint does that holds an image encoder of its own."""
     pipeline.register_modules(image_encoder=encoder("sdxl_models").to(pipeline.dtype))
@@ -105,9 +122,13 @@ def _others() -> list[Fault]:
     renamed = "An adapter whose file's name says another family than its tensors"
     left = "Two adapters at once, then none: argument of type 'NoneType' is not iterable"
     both = (with_adapters(VIT_H, LIGHT),)
+    body = {**BASE, "steps": 4, "refiner_checkpoint": "tiny-sdxl-refiner"}
+    refined = with_adapters("tiny-ip-adapter_sdxl", call=Call("txt2img", body))
+    sdxl, only = {"sd_model_checkpoint": "tiny-sdxl"}, images_for_adapters_only
     return [
         Fault("E03-D", brought, {}, with_adapters(VIT_H), _bring_encoder, clean=own_encoders),
         Fault("E04-D", left, {}, TXT2IMG, before=both, leaves=True),
+        Fault("E04-D-refiner", "An adapter and a refiner, which has none", sdxl, refined, clean=only),
         Fault("E05-D-renamed", renamed, {}, with_adapters(RENAMED), clean=own_encoders),
     ]
 

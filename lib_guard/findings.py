@@ -274,6 +274,13 @@ _TABLE = (
         permanent_fix="Download the file anew, or remove it.",
         curable=False,
     ),
+    Code(
+        id="LG408",
+        title="A later pass is handed an IP-Adapter's image, and its model has no adapter",
+        cause="The WebUI brings adapters into the main model alone, and hands their images to the refiner too.",
+        cure="The images are left out of that pass; the pass with the adapter has been computed with it.",
+        permanent_fix="None is needed while LibGuard is on; without it use no refiner together with IP-Adapters.",
+    ),
 )
 
 #: Every code that LibGuard can say, by its id; docs/codes.md explains each, and a test holds that.

@@ -12,7 +12,7 @@ from demo.models import adapters, checkpoints
 from demo.models.sizes import SIZES
 
 #: Raised when the files change, so that an older folder is rebuilt.
-VERSION = "7"
+VERSION = "8"
 
 
 def build(folder: Path) -> Path:
@@ -46,6 +46,7 @@ def _write_all(folder: Path) -> None:
     checkpoints.write_image_encoder(folder / "IP-Adapter" / "sdxl_models" / "image_encoder", checkpoints.VIT_BIGG)
     for seed, (name, write) in enumerate(adapters.IP_ADAPTERS.items(), 101):
         write(folder / "IP-Adapter" / "models" / f"{name}.safetensors", unet, seed)
+    adapters.plain(1280)(folder / "IP-Adapter" / "models" / "tiny-ip-adapter_sdxl.safetensors", unet_xl, 106)
     adapters.write_kohya(lora / "tiny-crimson.safetensors", {"lora_unet": unet, "lora_te": text}, 1)
     adapters.write_peft(lora / "tiny-azure.safetensors", unet, 2)
     adapters.write_kohya(lora / "tiny-xl-amber.safetensors", {"lora_unet": unet_xl}, 3)

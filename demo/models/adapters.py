@@ -121,12 +121,16 @@ def _write_ip_adapter(path: Path, unet: nn.Module, seed: int, projection: dict[s
     save_file({name: tensor.half() for name, tensor in tensors.items()}, path)
 
 
-def _plain(width: int) -> Callable[[Path, nn.Module, int], None]:
-    """An adapter that projects an embedding, of this width."""
-    context, tokens = SIZES.context, SIZES.image_tokens
-    norm = {"norm.weight": (context,), "norm.bias": (context,)}
-    shapes = {"proj.weight": (tokens * context, width), "proj.bias": (tokens * context,), **norm}
-    return lambda path, unet, seed: _write_ip_adapter(path, unet, seed, shapes)
+def plain(width: int) -> Callable[[Path, nn.Module, int], None]:
+    """What writes an adapter that projects an embedding, of this width, for a UNet."""
+
+    def write(path: Path, unet: nn.Module, seed: int) -> None:
+        context, tokens = unet.config.cross_attention_dim, SIZES.image_tokens  # type: ignore[union-attr]
+        norm = {"norm.weight": (context,), "norm.bias": (context,)}
+        shapes = {"proj.weight": (tokens * context, width), "proj.bias": (tokens * context,), **norm}
+        _write_ip_adapter(path, unet, seed, shapes)
+
+    return write
 
 
 def _plus(path: Path, unet: nn.Module, seed: int) -> None:
@@ -156,12 +160,12 @@ def _plus(path: Path, unet: nn.Module, seed: int) -> None:
 
 #: By name, as the published ones are called.
 IP_ADAPTERS: dict[str, Callable[[Path, nn.Module, int], None]] = {
-    "tiny-ip-adapter_sd15": _plain(1024),
-    "tiny-ip-adapter_sd15_light": _plain(1024),
-    "tiny-ip-adapter_sd15_vit-G": _plain(1280),
+    "tiny-ip-adapter_sd15": plain(1024),
+    "tiny-ip-adapter_sd15_light": plain(1024),
+    "tiny-ip-adapter_sd15_vit-G": plain(1280),
     "tiny-ip-adapter-plus_sd15": _plus,
     # Its name says ViT-H, its tensors ViT-bigG.
-    "tiny-ip-adapter_sd15_renamed": _plain(1280),
+    "tiny-ip-adapter_sd15_renamed": plain(1280),
 }
 
 

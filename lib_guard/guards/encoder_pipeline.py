@@ -76,12 +76,20 @@ class PipelinePairing:
     def _around_arguments(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
-            if not self._embeddings:
-                return result
-            give = partial(self._handling.with_embeddings, result, self._embeddings, args)
-            return self._context.border.run(GUARD, "handing over image embeddings", give, result)
+            hand_over = partial(self._for_this_pass, result, args, kwargs)
+            return self._context.border.run(GUARD, "handing over images", hand_over, result)
 
         return call
+
+    def _for_this_pass(self, result: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the pipeline of a pass is called with."""
+        if self._handling.has_images_in_vain(result, args, kwargs):
+            saw = "a pass is handed an IP-Adapter's image, and its model has no adapter"
+            found = Finding("LG408", GUARD, "unet", "", saw, {})
+            repair = Repair("the image is left out of the pass", "it needs none", 0.0) if self._repair else None
+            self._context.say(found, repair)
+            return self._handling.without_images(result) if self._repair else result
+        return self._handling.with_embeddings(result, self._embeddings, args) if self._embeddings else result
 
     def _guarded(self, doing: str, call: Callable[[], None]) -> None:
         self._context.border.run(GUARD, doing, call, None)

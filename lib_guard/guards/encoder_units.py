@@ -47,13 +47,16 @@ class UnitPairing:
 
     def _paired(self, units: Sequence[Any]) -> list[Any]:
         pairs: list[UnitPair] = []
-        paired = [self._with_its_encoder(unit, pairs) for unit in units]
+        found = [self._with_its_encoder(unit, pairs) for unit in units]
         if pairs and self._repair:
             self._make_room(pairs)
-        return paired
+        return [unit for unit in found if unit is not None]
 
     def _with_its_encoder(self, unit: Any, pairs: list[UnitPair]) -> Any:
-        """The unit, or a copy with another preprocessor. What it comes to is added to the pairs."""
+        """The unit, or a copy with another preprocessor. What it comes to is added to the pairs.
+
+        None where nothing that is on disk serves it: it would raise, and take the request's other units along.
+        """
         pair = self._handling.pair(unit)
         if pair is None:
             return unit
@@ -65,9 +68,12 @@ class UnitPairing:
             return unit
         better = self._handling.preprocessor_for(need)
         self._say_of(pair, need, better)
-        if better is None or not self._repair:
+        if not self._repair:
             pairs.append(pair)
             return unit
+        if better is None:
+            self._handling.left_out(unit, self._context.request())
+            return None
         changed = self._handling.with_preprocessor(unit, better, self._context.request())
         now = self._handling.pair(changed)
         pairs += [now] if now is not None else []

@@ -470,6 +470,14 @@ def _explain_broken_vae(finding: Finding) -> Finding:
     return replace(finding, permanent_fix='Settings > VAE > "SD VAE": choose another one.')
 
 
+def _explain_missing_encoder(finding: Finding) -> Finding:
+    return replace(
+        finding,
+        permanent_fix="Choose the preprocessor of that encoder once (ip-adapter_clip_h, ip-adapter_clip_g), and the"
+        " ControlNet extension fetches it.",
+    )
+
+
 #: What is known of a finding in this host's names, unless an extension is known to have brought it.
 _EXPLAINED: dict[str, Callable[[Finding], Finding]] = {
     "LG111": _explain_mixed,
@@ -479,6 +487,7 @@ _EXPLAINED: dict[str, Callable[[Finding], Finding]] = {
     "LG201": _explain_overflow,
     "LG202": _explain_latent,
     "LG203": _explain_broken_vae,
+    "LG405": _explain_missing_encoder,
 }
 
 

@@ -148,11 +148,16 @@ class A1111UnitEncoders:
         """See `UnitEncoders`. What is sent on or pasted is to name the preprocessor that made the picture."""
         changed = copy.copy(unit)
         changed.module = name
-        written = getattr(request, "extra_generation_params", {})
-        before = unit.serialize()
-        for key in [key for key, text in written.items() if key.startswith("ControlNet ") and text == before][:1]:
-            written[key] = changed.serialize()
+        key = _written(unit, request)
+        if key is not None:
+            request.extra_generation_params[key] = changed.serialize()
         return changed
+
+    def left_out(self, unit: Any, request: Any) -> None:
+        """See `UnitEncoders`. The infotext is written already."""
+        key = _written(unit, request)
+        if key is not None:
+            del request.extra_generation_params[key]
 
     def unload_others(self, pairs: Sequence[UnitPair]) -> Mapping[str, int]:
         """See `UnitEncoders`. The extension does so itself, at the start of each request that has units."""
@@ -181,6 +186,12 @@ class A1111UnitEncoders:
         if "plus" in kinds:
             return EncoderNeed(BY_HIDDEN.get(width, UNKNOWN), width, HIDDEN, "faceid" in kinds)
         return EncoderNeed(BY_EMBEDS.get(width, UNKNOWN), width, EMBEDS)
+
+
+def _written(unit: Any, request: Any) -> str | None:
+    """Under which key the infotext has a unit."""
+    held, text = getattr(request, "extra_generation_params", {}), unit.serialize()
+    return next((key for key, value in held.items() if key.startswith("ControlNet ") and value == text), None)
 
 
 def _is_controlnet(script: Any) -> bool:

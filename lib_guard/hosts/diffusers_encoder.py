@@ -29,6 +29,9 @@ from .encoder_handling import AdapterUse, Embedding
 _PROJECTIONS = ("encoder_hid_proj", "image_proj")
 _IP_ADAPTER = "IPAdapter"
 
+#: The pipelines' parameters.
+IMAGES, IMAGE_EMBEDS = "ip_adapter_image", "ip_adapter_image_embeds"
+
 
 def denoiser_of(pipe: Any) -> Any:
     """The UNet or the transformer of a pipeline; None when there is none."""
@@ -44,6 +47,12 @@ def projections_in(pipe: Any) -> list[torch.nn.Module]:
         return list(layers)
     only = getattr(denoiser, "image_proj", None)
     return [only] if isinstance(only, torch.nn.Module) else []
+
+
+def takes_no_images(pipe: Any) -> bool:
+    """Whether a pipeline's UNet is without adapters; others may have theirs where nobody knows."""
+    unet = getattr(pipe, "unet", None)
+    return hasattr(unet, _PROJECTIONS[0]) and not projections_in(pipe)
 
 
 def text_width_of(pipe: Any) -> int | None:
@@ -64,6 +73,11 @@ def encode(pipe: Any, image: Any, hidden: bool) -> Embedding:
 def as_arguments(embeddings: Sequence[Embedding], guided: bool) -> list[torch.Tensor]:
     """`ip_adapter_image_embeds`. guided: whether the pipeline computes without the images too."""
     return [torch.cat([one.empty[None], one.image[None]]) if guided else one.image[None] for one in embeddings]
+
+
+def without_images(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A pipeline's arguments without an adapter's images."""
+    return {name: value for name, value in arguments.items() if name != IMAGES}
 
 
 def holds(folder: Path, need: EncoderNeed) -> bool:
@@ -243,8 +257,15 @@ class DiffusersEncoders:
 
     def with_embeddings(self, result: Any, embeddings: Sequence[Embedding], args: Sequence[Any]) -> Any:
         """See `PipelineEncoders`."""
-        left = {name: value for name, value in result.items() if name != "ip_adapter_image"}
-        return {**left, "ip_adapter_image_embeds": as_arguments(embeddings, args[0].cfg_scale > 1)}
+        return {**self.without_images(result), IMAGE_EMBEDS: as_arguments(embeddings, args[0].cfg_scale > 1)}
+
+    def has_images_in_vain(self, result: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """See `PipelineEncoders`."""
+        return IMAGES in result and takes_no_images(args[1])
+
+    def without_images(self, result: Any) -> Any:
+        """See `PipelineEncoders`."""
+        return without_images(result)
 
 
 def _pipe() -> Any:

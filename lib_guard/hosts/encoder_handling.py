@@ -62,6 +62,9 @@ class UnitEncoders(Protocol):
     def with_preprocessor(self, unit: Any, name: str, request: Any) -> Any:
         """A copy of the unit that names another preprocessor, as the rest of the host is to see it."""
 
+    def left_out(self, unit: Any, request: Any) -> None:
+        """A unit is not going to be worked on: have the rest of the host not say that it was."""
+
     def unload_others(self, pairs: Sequence[UnitPair]) -> Mapping[str, int]:
         """Unload the image encoders that none of these pairs uses, where the host would keep them for ever: their
         names, and the bytes that each took."""
@@ -141,3 +144,10 @@ class PipelineEncoders(Protocol):
 
     def with_embeddings(self, result: Any, embeddings: Sequence[Embedding], args: Sequence[Any]) -> Any:
         """What `arguments` returned, with these embeddings in the place of images. args: of that function."""
+
+    def has_images_in_vain(self, result: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether the pipeline that is about to be called is handed images, and no adapter is in its model. result,
+        args, kwargs: of the function that `arguments` names."""
+
+    def without_images(self, result: Any) -> Any:
+        """What `arguments` returned, without the images."""

@@ -313,6 +313,14 @@ def _explain_broken_vae(finding: Finding) -> Finding:
     return replace(finding, permanent_fix='"VAE / Text Encoder" at the top of the page: choose another VAE.')
 
 
+def _explain_missing_encoder(finding: Finding) -> Finding:
+    return replace(
+        finding,
+        permanent_fix='Choose the preprocessor of that encoder once ("CLIP-ViT-H (IPAdapter)", "CLIP-ViT-bigG'
+        ' (IPAdapter)"), and Forge fetches it into models/ControlNetPreprocessor.',
+    )
+
+
 #: What is known of a finding in this host's names, unless an extension is known to have brought it.
 _EXPLAINED: dict[str, Callable[[Finding], Finding]] = {
     "LG111": _explain_mixed,
@@ -323,6 +331,7 @@ _EXPLAINED: dict[str, Callable[[Finding], Finding]] = {
     "LG202": _explain_latent,
     "LG203": _explain_broken_vae,
     "LG306": _explain_unreadable,
+    "LG405": _explain_missing_encoder,
 }
 
 

@@ -118,6 +118,9 @@ class ForgeUnitEncoders:
         changed.module = name
         return changed
 
+    def left_out(self, unit: Any, request: Any) -> None:
+        """See `UnitEncoders`. The infotext is written from what is handed out."""
+
     def unload_others(self, pairs: Sequence[UnitPair]) -> Mapping[str, int]:
         """See `UnitEncoders`. One that Revision holds as well stays. What somebody else still holds is not freed, and
         not in the answer."""

@@ -10,7 +10,8 @@
                                         several, and swallows that: they stay in the UNet
   :21 clip_loaded, adapters_loaded      what it remembers; the list is never emptied
   modules/processing_diffusers.py:10 set_pipeline_args
-                                        returns what the pipeline is called with, in each pass (:152, :315, :405)
+                                        returns what the pipeline is called with, in each pass (:152, :315, :405); the
+                                        images for the refiner too, which has no adapter
 Adapters and encoders lie in the Hub's cache on disk; files that are not there SD.Next fetches, and LibGuard does not.
 """
 
@@ -26,13 +27,17 @@ import torch
 from ..files.families import EncoderNeed
 from ..files.families.verdict import SIGLIP, VIT_BIGG, VIT_H, VIT_L
 from .diffusers_encoder import (
+    IMAGE_EMBEDS,
+    IMAGES,
     AdapterTraces,
     as_arguments,
     denoiser_of,
     encode,
     holds,
     projections_in,
+    takes_no_images,
     text_width_of,
+    without_images,
 )
 from .encoder_handling import AdapterUse, Embedding
 
@@ -43,7 +48,6 @@ _BY_MODEL = {VIT_L: "OPEN_ID", SIGLIP: "SIGLIP_ID"}
 
 #: What a request says of each of its adapters, in one order.
 _LISTS = ("names", "scales", "crops", "starts", "ends", "images", "masks")
-_IMAGES, _IMAGE_EMBEDS = "ip_adapter_image", "ip_adapter_image_embeds"
 
 
 class SdNextEncoders:
@@ -135,28 +139,36 @@ class SdNextEncoders:
 
     def given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """See `PipelineEncoders`."""
-        return _task_args(_request(args, kwargs)).get(_IMAGES) is not None
+        return _task_args(_request(args, kwargs)).get(IMAGES) is not None
 
     def give_up(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """See `PipelineEncoders`. Infotext no longer says that there was one."""
         request = _request(args, kwargs)
-        _task_args(request).pop(_IMAGES, None)
+        _task_args(request).pop(IMAGES, None)
         request.ip_adapter_names = []
         request.extra_generation_params.pop("IP Adapter", None)
 
     def encode(self, place: int, hidden: bool, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Embedding:
         """See `PipelineEncoders`."""
-        return encode(_pipe(), _task_args(_request(args, kwargs))[_IMAGES][place], hidden)
+        return encode(_pipe(), _task_args(_request(args, kwargs))[IMAGES][place], hidden)
 
     def with_embeddings(self, result: Any, embeddings: Sequence[Embedding], args: Sequence[Any]) -> Any:
         """See `PipelineEncoders`. As the pipelines have it, guidance is on above 1 unless the UNet was taught it
         (pipeline_stable_diffusion.py:755)."""
-        if _IMAGES not in result:
+        if IMAGES not in result:
             return result
         taught = getattr(getattr(getattr(_pipe(), "unet", None), "config", None), "time_cond_proj_dim", None)
         guided = float(result.get("guidance_scale", 7.5) or 0) > 1 and taught is None
-        left = {name: value for name, value in result.items() if name != _IMAGES}
-        return {**left, _IMAGE_EMBEDS: as_arguments(embeddings, guided)}
+        return {**without_images(result), IMAGE_EMBEDS: as_arguments(embeddings, guided)}
+
+    def has_images_in_vain(self, result: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """See `PipelineEncoders`. The refiner's pipeline is one of its own."""
+        pipe = args[1] if len(args) > 1 else kwargs.get("model")
+        return result.get(IMAGES) is not None and takes_no_images(pipe)
+
+    def without_images(self, result: Any) -> Any:
+        """See `PipelineEncoders`."""
+        return without_images(result)
 
 
 def _pipe() -> Any:

@@ -182,6 +182,27 @@ def test_encoder_is_not_on_disk(host: Host, row_id: str) -> None:
     result.passed = True
 
 
+@pytest.mark.parametrize("row_id", ["E05-F-two-absent"])
+def test_encoder_of_one_of_two_is_not_on_disk(host: Host, row_id: str) -> None:
+    """Its unit is left out, and the other one works."""
+    result = TABLE.add(host, Result(row_id, "Two units, and one's encoder is not on disk"))
+    reference = ask(host, "txt2img", with_units(host, BASE, (H, BASE_H)), OFF)
+    wrong = with_units(host, BASE, (H, BASE_BIGG), (H, BASE_H))
+    (folder(host) / FILES[BIGG]).unlink()
+    fresh(host)
+    without = ask(host, "txt2img", wrong, OFF)
+    fresh(host)
+    mark = host.mark()
+    with_ = ask(host, "txt2img", wrong, ON)
+    said = told(host, mark)
+    result.without, result.with_, result.reference = digest(without), digest(with_), digest(reference)
+    result.codes = " ".join(entry["code"] for entry in host.probe.entries())
+    assert not same(without[:1], reference[:1]), "the right unit works without LibGuard, so this proves nothing"
+    assert same(with_, reference)
+    assert result.codes == "LG405" and len(said) == 1 and BASE_BIGG in said[0], said
+    result.passed = True
+
+
 @pytest.mark.parametrize("row_id", ["E05-F-chosen-absent"])
 def test_chosen_encoder_is_not_on_disk(host: Host, row_id: str) -> None:
     """Without LibGuard the host would download the wrong one, here from nowhere."""

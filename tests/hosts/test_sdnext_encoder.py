@@ -13,7 +13,7 @@ import pytest
 from harness.keeper import Host, Keeper
 from harness.proof import BASE, INIT, OFF, ON, TABLE, Result, Row, assert_cured, assert_silent, digest, fresh, same
 from models.sdnext import HUB, WITH_ENCODER
-from sdnext_rows import HIRES_PIXEL, SD15, select
+from sdnext_rows import HIRES_PIXEL, REFINED, REFINER, SD15, SDXL, options, select
 
 #: ViT-bigG, in either of the caches: diffusers', and the one of SD.Next's settings in its data folder.
 _BIGG = Path("models--h94--IP-Adapter", "snapshots", "0" * 40, "sdxl_models", "image_encoder")
@@ -232,6 +232,24 @@ def test_same_family(adapters: Keeper, row_id: str) -> None:
     for _, body in calls:
         assert host.generate("txt2img", body, ON).pictures
         assert host.probe("encoder_identity") == first != 0
+
+
+@pytest.mark.parametrize("row_id", ["E04-S-refiner"])
+def test_pass_without_adapter(adapters: Keeper, row_id: str) -> None:
+    """The refiner's pipeline is handed the image, and has neither adapter nor encoder (SD.Next #4066)."""
+    host = started(adapters, SDXL)
+    with options(host, {"sd_model_refiner": REFINER}, {"sd_model_refiner": "None"}):
+        row = Row(
+            row_id,
+            "An IP-Adapter and a refiner",
+            "txt2img",
+            adapted("Base SDXL", body=REFINED),
+            healthy="images_for_adapters_only",
+            error="image_projection_layers",
+        )
+        assert_cured(host, row, {"LG408"})
+        both = host.generate("txt2img", row.body, ON).pictures
+        assert not same(both, host.generate("txt2img", REFINED, ON).pictures), "the adapter did nothing"
 
 
 @pytest.mark.parametrize("row_id", ["E03-S-warn"])

@@ -50,6 +50,7 @@ class Units:
     loaded: EncoderNeed | None = None
     kept: dict[str, int] = field(default_factory=dict)
     asked: list[list[UnitPair]] = field(default_factory=list)
+    gone: list[Unit] = field(default_factory=list)
 
     def units(self, request: Any) -> tuple[object, str]:
         return self.extension, "get_enabled_units"
@@ -67,6 +68,9 @@ class Units:
 
     def with_preprocessor(self, unit: Unit, name: str, request: Any) -> Unit:
         return replace(unit, preprocessor=name)
+
+    def left_out(self, unit: Unit, request: Any) -> None:
+        self.gone.append(unit)
 
     def unload_others(self, pairs: list[UnitPair]) -> dict[str, int]:
         self.asked.append(list(pairs))
@@ -155,10 +159,11 @@ def test_a_right_pair_is_left_alone(adapter, name):
     assert world.reports == []
 
 
-def test_what_is_not_on_disk_is_said_on_the_console_and_under_the_picture(adapter):
-    unit = Unit(adapter("sd15_vit-G"), "clip_h")
-    with World(Units(Extension([unit]), there=("clip_h", "face"))) as world:
-        assert world.handling.extension.get_enabled_units() == [unit] == world.handling.extension.get_enabled_units()
+def test_what_is_not_on_disk_is_left_out_and_said_on_the_console_and_under_the_picture(adapter):
+    unit, other = Unit(adapter("sd15_vit-G"), "clip_h"), Unit(adapter("sd15"), "clip_h")
+    with World(Units(Extension([unit, other]), there=("clip_h", "face"))) as world:
+        assert world.handling.extension.get_enabled_units() == [other] == world.handling.extension.get_enabled_units()
+    assert set(world.handling.gone) == {unit} and world.handling.asked[0][0].adapter.name == other.adapter.stem
     ((finding, repair),) = world.reports
     assert finding.code == "LG405" and repair is None and "ViT-bigG" in finding.saw
     (comment,) = world.comments
@@ -171,6 +176,13 @@ def test_warn_says_it_and_changes_nothing(adapter):
     with World(handling, "warn") as world:
         assert handling.extension.get_enabled_units() == [unit]
     assert world.codes == ["LG402"] and world.reports[0][1] is None and handling.asked == []
+
+
+def test_warn_leaves_out_nothing(adapter):
+    unit = Unit(adapter("sd15_vit-G"), "clip_h")
+    with World(Units(Extension([unit]), there=("clip_h",)), "warn") as world:
+        assert world.handling.extension.get_enabled_units() == [unit]
+    assert world.codes == ["LG405"] and world.handling.gone == [] and len(world.comments) == 1
 
 
 def test_of_several_units_only_the_wrong_one_is_changed(adapter):

@@ -28,8 +28,8 @@ def apply(p: StableDiffusionProcessing) -> None:
         remove(pipe)
 
 
-def arguments(p: StableDiffusionProcessing) -> dict[str, Any]:
-    """What the request's pipelines are to be called with: the one picture for each adapter."""
+def arguments(p: StableDiffusionProcessing, pipe: Any) -> dict[str, Any]:
+    """What a pipeline of the request is to be called with: the one picture for each adapter."""
     return {"ip_adapter_image": [p.ip_adapter_image] * len(wanted(p))} if wanted(p) else {}
 
 
@@ -81,7 +81,7 @@ def file_of(name: str) -> Path:
 
 def encoder_of(name: str) -> Path:
     """The folder of the image encoder that goes with an adapter: the repository keeps ViT-bigG with SDXL's."""
-    return encoders()[1 if "vit-G" in name else 0]
+    return encoders()[1 if name.endswith(("vit-G", "sdxl")) else 0]
 
 
 def encoders() -> tuple[Path, Path]:

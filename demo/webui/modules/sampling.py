@@ -102,8 +102,8 @@ def _run(
 
     size: of this pass's pictures where that is not the request's.
     """
-    kwargs.update(ip_adapter.arguments(p))
     pipe = _pipeline(p, kind, size or (p.width, p.height), kwargs)
+    kwargs.update(ip_adapter.arguments(p, pipe))
     steps = kwargs.setdefault("num_inference_steps", p.steps)
     state.sampling_step, state.sampling_steps = 0, steps
 

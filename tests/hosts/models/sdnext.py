@@ -39,7 +39,7 @@ _ADAPTER_FILES = {
 #: A checkpoint that brings an image encoder along: ViT-bigG.
 WITH_ENCODER = "tiny-sd15-encoder"
 #: Raised when what is written here changes.
-_OWN_VERSION = f"{VERSION}.4"
+_OWN_VERSION = f"{VERSION}.5"
 
 _WIDTH = 800
 
@@ -62,6 +62,7 @@ def _build() -> None:
         # The first two are one model; a refiner is another one.
         _widen(_KEPT / "Diffusers" / name, 61 + 10 * (seed // 2))
     _cache_adapters(built / "IP-Adapter", _ADAPTERS)
+    _write_sdxl_adapter(_KEPT / "Diffusers" / "tiny-sdxl", _ADAPTERS / "snapshots" / _REVISION / "sdxl_models")
     _bring_encoder(_KEPT / "Diffusers" / "tiny-sd15", built / "IP-Adapter" / "sdxl_models" / "image_encoder")
     _write_taesd(_KEPT / "TAESD" / "taesd_13_decoder_sd.pth")
 
@@ -75,6 +76,16 @@ def _cache_adapters(source: Path, cache: Path) -> None:
         shutil.copyfile(source / "models" / f"{file}.safetensors", place / "models" / f"{name}.safetensors")
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text(_REVISION, encoding="utf-8")
+
+
+def _write_sdxl_adapter(checkpoint: Path, folder: Path) -> None:
+    """What SD.Next calls Base SDXL (ipadapter.py:50), for the UNet that was widened."""
+    from diffusers import UNet2DConditionModel
+
+    from demo.models.adapters import plain
+
+    unet = UNet2DConditionModel.from_pretrained(str(checkpoint / "unet"))
+    plain(1280)(folder / "ip-adapter_sdxl.safetensors", unet, 111)
 
 
 def _bring_encoder(checkpoint: Path, encoder: Path) -> None:

@@ -364,6 +364,21 @@ def own_encoders(on: bool) -> dict[str, Any]:
     return {}
 
 
+def images_for_adapters_only(on: bool) -> dict[str, Any]:
+    """Have no pipeline be handed images whose UNet has no adapter; or no longer."""
+    place = sys.modules["modules.processing_diffusers"]
+    original = sys.modules["modules.processing_args"].set_pipeline_args
+
+    def set_pipeline_args(*args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        if kwargs["model"].unet.encoder_hid_proj is None:
+            found.pop("ip_adapter_image", None)
+        return found
+
+    place.set_pipeline_args = set_pipeline_args if on else original
+    return {}
+
+
 def _cached_encoder(folder: str) -> Any:
     load = sys.modules["transformers"].CLIPVisionModelWithProjection.from_pretrained
     return load("h94/IP-Adapter", subfolder=f"{folder}/image_encoder", local_files_only=True)
@@ -884,7 +899,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         *(no_networks_in_vae, forget_conditioning, borrowed, script_order),
         *(break_network, forget_networks, find_files, interrupt_at_layer, other_adapter),
         *(upcast_vae, float_copy, own_methods, install_extension),
-        *(encoders_in_memory, encoder_identity, own_encoders),
+        *(encoders_in_memory, encoder_identity, own_encoders, images_for_adapters_only),
         *(
             load,
             reload_checkpoint,
