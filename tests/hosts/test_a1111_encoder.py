@@ -256,11 +256,13 @@ def test_encoder_of_one_of_two_is_not_on_disk(host: Host, row_id: str) -> None:
     fresh(host)
     reference = ask(host, "txt2img", with_units(host, BASE, (PLAIN_H, H)), OFF)
     wrong = with_units(host, BASE, (PLAIN_H, H), (PLAIN_G, H))
+    fresh(host)
     with moved(host, CONFIGS[G]):
-        fresh(host)
         without = host.generate("txt2img", wrong, OFF)
-        fresh(host)
+    fresh(host)
+    with moved(host, CONFIGS[G]):
         mark = host.mark()
+        host.probe("seed")
         answer = host.generate("txt2img", wrong, ON)
         said, entries = told(host, mark), host.probe.entries()
     result.without, result.with_ = f"HTTP {without.status}", digest(answer.pictures)
