@@ -28,8 +28,8 @@ from .encoder_file import GUARD, AdapterFile, file_finding, finding, looked_at, 
 class _Turn:
     """One call of the host's function that brings adapters.
 
-    files: what those of the uses tell. left: the encoder that was unloaded beforehand, as an unfinished finding, and
-    how it went.
+    files: what those of the uses tell. exchange: of the encoder that was unloaded beforehand, until it is known how it
+    went on: the finding, what was freed, and the milliseconds.
     """
 
     args: tuple[Any, ...]
@@ -163,19 +163,27 @@ class PipelinePairing:
     # After it has.
 
     def _after(self, turn: _Turn) -> None:
-        if not turn.uses or not self._handling.given(*turn.call):
-            self._say_exchange(turn)
+        if not turn.uses:
             self._clear()
             return
         needs = [need_of(one) for one in self._handling.projections()]
-        if len(needs) != len(turn.uses):
-            # The host could not bring all of them; what it left is looked at with the next request.
-            self._say_exchange(turn)
+        given = self._handling.given(*turn.call)
+        if not given or len(needs) != len(turn.uses):
+            self._say_why_not(turn)
+            if not given:
+                self._clear()
             return
         if _of_several_families(needs):
             self._serve_each(turn, needs)
         else:
             self._see_to_the_one(turn, needs)
+
+    def _say_why_not(self, turn: _Turn) -> None:
+        """The host could not bring the adapters, or not all of them."""
+        self._say_exchange(turn)
+        use, need = _first_need(turn.uses, [file.need for file in turn.files])
+        if use is not None and need is not None and not self._can_serve(need):
+            self._say_missing(use, need)
 
     def _see_to_the_one(self, turn: _Turn, needs: Sequence[EncoderNeed | None]) -> None:
         use, need = _first_need(turn.uses, needs)

@@ -92,6 +92,15 @@ def test_a_single_one_without_encoder_is_left_out(host):
     assert np.array_equal(picture(host, TXT2IMG), plain) and codes() == []
 
 
+def test_where_the_host_finds_none_it_is_said_which(host):
+    """The embedded host raises, as it does without LibGuard."""
+    with missing("sdxl_models"):
+        assert send(host, with_adapters(VIT_BIGG), OFF).status != 200
+        afresh(host)
+        assert send(host, with_adapters(VIT_BIGG), ON).status != 200
+    assert codes() == ["LG405"] and "ViT-bigG" in entries()[0].finding.saw
+
+
 @pytest.mark.parametrize("endpoint", ["hires", "img2img", "inpaint"])
 def test_several_families_in_every_pass(host, endpoint):
     """Each of the two shows, and the order in which they are named does not matter."""

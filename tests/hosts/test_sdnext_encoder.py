@@ -161,6 +161,25 @@ def test_left_out(adapters: Keeper, row_id: str) -> None:
     result.passed = True
 
 
+@pytest.mark.parametrize("row_id", ["E05-S-missing"])
+def test_the_only_one_is_missing(adapters: Keeper, row_id: str) -> None:
+    """SD.Next goes on without the adapter, and only its log says so."""
+    host, body = started(adapters), adapted("Base ViT-G")
+    result = TABLE.add(host, Result(row_id, "Base ViT-G, whose encoder is not on disk", codes="LG405"))
+    right, plain = alone(host, body), alone(host, BASE)
+    with without_bigg(host):
+        without = alone(host, body)
+        host.generate("txt2img", adapted("Base"), ON)
+        mark = host.mark()
+        with_ = host.generate("txt2img", body, ON).pictures
+        entries = host.probe.entries()
+    result.without, result.with_, result.reference = map(digest, (without, with_, plain))
+    assert not same(without, right) and same(without, plain), "the adapter is not lost without LibGuard"
+    assert with_ and [entry["code"] for entry in entries] == ["LG401", "LG405"], entries
+    assert any("LG405" in line and "Base ViT-G" in line for line in host.said(mark)) and host.probe.marks() == []
+    result.passed = True
+
+
 @pytest.mark.parametrize("row_id", ["E03-S"])
 def test_brought_along(adapters: Keeper, row_id: str) -> None:
     host = started(adapters)
