@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from ..hosts.lora_handling import Asked, LoraHandling, Place
 from ..tensors.baseline import Baseline, keep, measure
@@ -57,8 +58,8 @@ class Ladder:
     def climb(self, asked: Asked) -> tuple[str, bool]:
         """Try rung after rung; returns by which one it was done, in words, and whether it is proven.
 
-        To be called after `strays`. What the host does may touch anything, so then all weights are compared anew; what
-        is written here are the strays, and these are compared.
+        To be called after `strays`. What is compared anew is what strayed and whatever else was written since; all
+        weights where the host had its hands in them and does not tell in which.
         """
         rungs: list[tuple[str, Callable[[], None]]] = [
             ("by the WebUI's own unload", self._unload),
@@ -74,33 +75,36 @@ class Ladder:
 
     def _unload(self) -> None:
         try:
-            touched = self._handling.unload()
+            written = self._handling.unload(self._strays)
         except _HOST_FAILURES:
-            touched = True
-        if touched:
+            written = None
+        if written is None:
             self._measure()
             self._compare()
+        else:
+            self._compare_again(written)
 
     def _from_copies(self) -> None:
         for place, baseline in self._places:
             strays = self._strays[place.component]
             if strays:
                 restore_from_copies(place.owner, baseline, strays, self._handling.copies(place))
-        self._compare_strays()
+        self._compare_again()
 
     def _from_files(self) -> None:
         for place, baseline in self._places:
             strays = self._strays[place.component]
             if strays:
                 restore_from_files(place.owner, baseline, strays)
-        self._compare_strays()
+        self._compare_again()
 
-    def _compare_strays(self) -> None:
+    def _compare_again(self, written: Mapping[str, frozenset[str]] = MappingProxyType({})) -> None:
+        """What strayed before, and what the host may have written."""
         for place, baseline in self._places:
-            before = self._strays[place.component]
-            if before:
-                still = set(baseline.strays(measure(place.owner, before)))
-                self._strays[place.component] = [name for name in before if name in still]
+            doubtful = {*self._strays[place.component], *written.get(place.component, ())}
+            if doubtful:
+                still = set(baseline.strays(measure(place.owner, doubtful)))
+                self._strays[place.component] = [name for name in baseline.sums if name in doubtful & still]
 
     def _reload(self) -> None:
         """The host may make new modules; what they must be is what the old ones were."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -111,15 +111,14 @@ class A1111LoraHandling:
         names = {use.name for use in asked.loras}
         return [str(one.name) for one in getattr(networks, "loaded_networks", ()) if one.name not in names]
 
-    def unload(self) -> bool:
-        """See `LoraHandling`."""
+    def unload(self, strays: Mapping[str, Collection[str]]) -> Mapping[str, frozenset[str]] | None:
+        """See `LoraHandling`. The host has a backup of every layer, whether a LoRA is in it or not."""
         networks = _networks()
         if networks is None:
-            return False
+            return {}
         networks.loaded_networks.clear()
-        for _, layer in _layers(self.places()):
-            _put_back(networks, layer)
-        return True
+        places = self.places()
+        return {place.component: _put_back_some(networks, place, strays.get(place.component, ())) for place in places}
 
     def copies(self, place: Place) -> Mapping[str, torch.Tensor]:
         """See `LoraHandling`. They hang on the layers, also when the extension is gone."""
@@ -281,6 +280,17 @@ def _put_back(networks: ModuleType, layer: Any) -> None:
     with torch.no_grad():
         networks.network_restore_weights_from_backup(layer)
     layer.network_current_names = ()
+
+
+def _put_back_some(networks: ModuleType, place: Place, strays: Collection[str]) -> frozenset[str]:
+    """The layers that these weights are of; returns all weights of these layers."""
+    written: set[str] = set()
+    for path, layer in _layers([place]):
+        names = {f"{path}.{name}" for name, _ in [*layer.named_parameters(), *_copies(path, layer)]}
+        if not names.isdisjoint(strays):
+            _put_back(networks, layer)
+            written |= names
+    return frozenset(written)
 
 
 def _copies(path: str, layer: Any) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ Of diffusers 0.36 to 0.42 this relies on:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,9 @@ class DiffusersLoraHandling:
         acting = [name for place in self.places() for name in live_adapters(place.owner)]
         return [name for name in dict.fromkeys(acting) if name not in names]
 
-    def unload(self) -> bool:
+    def unload(self, strays: Mapping[str, Collection[str]]) -> Mapping[str, frozenset[str]] | None:
         """See `LoraHandling`. `settle` has done all that diffusers can."""
-        return False
+        return {}
 
     def copies(self, place: Place) -> Mapping[str, torch.Tensor]:
         """See `LoraHandling`. diffusers keeps none."""

@@ -36,7 +36,7 @@ from __future__ import annotations
 import importlib
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -121,15 +121,17 @@ class ForgeLoraHandling:
         online = any(part.applied.lora_loader.online_backup and not part.applied.lora_patches for part in _parts())
         return [*found, *([_ONLINE] if online and not found else [])]
 
-    def unload(self) -> bool:
-        """See `LoraHandling`. The clones are let go of as well: they would bring their LoRAs back."""
+    def unload(self, strays: Mapping[str, Collection[str]]) -> Mapping[str, frozenset[str]] | None:
+        """See `LoraHandling`. All backups are hung up again, which computes nothing. The clones are let go of as well:
+        they would bring their LoRAs back."""
+        written = {part.place.component: self.touched(part.place) for part in _parts()}
         try:
             with torch.inference_mode():
                 for part in _parts():
                     _put_back(part.original)
         finally:
             _let_go_of_clones()
-        return True
+        return written
 
     def copies(self, place: Place) -> Mapping[str, torch.Tensor]:
         """See `LoraHandling`."""

@@ -8,7 +8,7 @@ the host has `settle`d.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -108,9 +108,10 @@ class LoraHandling(Protocol):
         """Names of LoRAs that are not asked for and that the host holds outside of the weights, so that they will act
         all the same: networks that it still lists, adapters that are layers of their own."""
 
-    def unload(self) -> bool:
-        """Rung 1: the host's own unload of everything, forced. Returns whether there is such a thing; where there is
-        none, nothing has been touched. Raises what the host raises."""
+    def unload(self, strays: Mapping[str, Collection[str]]) -> Mapping[str, frozenset[str]] | None:
+        """Rung 1: the host's own unload, forced, of at least the weights that stray; all others have just been seen to
+        be the checkpoint's. Returns the weights that it may have written, by component; None where it may have been
+        any. Raises what the host raises."""
 
     def copies(self, place: Place) -> Mapping[str, torch.Tensor]:
         """Rung 2: the host's own backups of weights, by the weight's name. They are only believed when their

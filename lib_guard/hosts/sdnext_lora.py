@@ -32,7 +32,7 @@ from __future__ import annotations
 import itertools
 import sys
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +152,12 @@ class SdNextLoraHandling:
         names = {use.name.replace(".", "_") for use in asked.loras}
         return [name for name in self._acting(self.places()) if name not in names]
 
-    def unload(self) -> bool:
+    def unload(self, strays: Mapping[str, Collection[str]]) -> Mapping[str, frozenset[str]] | None:
         """See `LoraHandling`. Adapters are taken out; what is fused the host would only subtract."""
         if not self._acting(self.places()):
-            return False
+            return {}
         self._take_out(self.places())
-        return True
+        return None
 
     def copies(self, place: Place) -> Mapping[str, torch.Tensor]:
         """See `LoraHandling`. `settle` has put them back already."""
