@@ -1,7 +1,7 @@
 """A LoRA's rest taken out, against the host's own loading of the checkpoint: `python dev.py run benchmarks.hosts`.
 
-In running WebUIs, those that LIB_GUARD_A1111, LIB_GUARD_FORGE and LIB_GUARD_SDNEXT name, on the models that the rows
-are shown with: tiny ones, but for Forge's, which has SD1.5's real size. Medians of one run.
+In running WebUIs, those that LIB_GUARD_A1111, LIB_GUARD_FORGE and LIB_GUARD_SDNEXT name; on models of Stable Diffusion
+1.5's real size, but for SD.Next's, which is tiny. Medians of one run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "hosts"))
 
 from a1111_rows import loaded
 from harness.keeper import Host, Keeper
-from harness.kinds import KINDS
+from harness.kinds import A1111_REAL_SIZE, KINDS
 from harness.proof import BASE, OFF, ON
 
 ROUNDS = 5
@@ -36,7 +36,7 @@ LEFT: dict[str, tuple[str, dict[str, Any]]] = {
 
 def main() -> None:
     """Print the table."""
-    for name, kind in KINDS.items():
+    for name, kind in {**KINDS, "a1111": A1111_REAL_SIZE}.items():
         if kind.folder() is None:
             print(f"{kind.title}: {kind.variable} is not set")
             continue

@@ -38,6 +38,9 @@ from .lora_handling import Asked, LoraUse, Place, Reach
 #: A key of a network that changes a part of a layer (networks.py:47).
 _PART = re.compile(r"(.*)_(?:q|k|v|out)_proj$")
 
+#: What the host notes on each layer, and what stands for nothing.
+_NOTHING_NOTED = (("network_current_names", ()), ("network_weights_backup", None), ("network_bias_backup", None))
+
 #: The attribute of the model that holds its file and the file's stamp.
 _STAMP = "_lib_guard_stamp"
 
@@ -135,8 +138,9 @@ class A1111LoraHandling:
         if networks is not None:
             networks.loaded_networks.clear()
         for _, layer in _layers(self.places()):
-            layer.network_current_names = ()
-            layer.network_weights_backup = layer.network_bias_backup = None
+            for name, nothing in _NOTHING_NOTED:
+                if getattr(layer, name, nothing) != nothing:
+                    setattr(layer, name, nothing)
 
     def activate_again(self, request: Any, params: Sequence[Any] | None, **options: Any) -> None:
         """See `LoraHandling`. The class's own method: the instance may carry LibGuard's."""
@@ -283,13 +287,15 @@ def _put_back(networks: ModuleType, layer: Any) -> None:
 
 
 def _put_back_some(networks: ModuleType, place: Place, strays: Collection[str]) -> frozenset[str]:
-    """The layers that these weights are of; returns all weights of these layers."""
+    """The layers that these weights are of, as far as there are backups; returns all weights that this writes."""
+    paths = {name.rpartition(".")[0] for name in strays}
+    paths |= {path.removesuffix(".out_proj") for path in paths}  # which its torch.nn.MultiheadAttention has the copy of
     written: set[str] = set()
     for path, layer in _layers([place]):
-        names = {f"{path}.{name}" for name, _ in [*layer.named_parameters(), *_copies(path, layer)]}
-        if not names.isdisjoint(strays):
+        held = dict(_copies(path, layer)) if path in paths else {}
+        if any(copy is not None for copy in held.values()):
             _put_back(networks, layer)
-            written |= names
+            written |= held.keys()
     return frozenset(written)
 
 

@@ -1,13 +1,14 @@
-"""Makes tiny Stable Diffusion 1 checkpoints, LoRAs and a TAESD; run by AUTOMATIC1111's interpreter in its folder.
+"""Makes Stable Diffusion 1 checkpoints, LoRAs and a TAESD; run by AUTOMATIC1111's interpreter in its folder.
 
-ldm_maker.py OUT CLIP TOKENS: OUT is filled (`models/`, `clip/config.json`); CLIP is where `clip` will lie at last.
+ldm_maker.py OUT CLIP TOKENS SIZE: OUT is filled (`models/`, `clip/config.json`); CLIP is where `clip` will lie at last.
+SIZE is `tiny`, for the rows, or `real`: one checkpoint and one LoRA of the widths that Stable Diffusion 1.5 has.
 """
 
 import json
 import sys
 from pathlib import Path
 
-OUT, CLIP, TOKENS = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+OUT, CLIP, TOKENS, IS_TINY = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "tiny"
 sys.argv = [sys.argv[0], "--use-cpu", "all", "--no-half"]
 sys.path[:0] = [str(Path.cwd()), str(Path.cwd() / "repositories" / "stable-diffusion-stability-ai")]
 
@@ -17,9 +18,9 @@ from omegaconf import OmegaConf  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
 
-#: Of the text encoder, and the UNet's narrowest level.
-WIDTH, WIDE = 64, 32
-CHECKPOINTS = {"tinysd1": 1, "othersd1": 2}
+#: Of the text encoder and its heads, and of the narrowest level of UNet and VAE.
+WIDTH, HEADS, WIDE, VAE_WIDE = (64, 4, 32, 32) if IS_TINY else (768, 12, 320, 128)
+CHECKPOINTS = {"tinysd1": 1, "othersd1": 2} if IS_TINY else {"realsd1": 1}
 #: Name -> seed, and whether it changes the text encoder. No name is part of another: Regional Prompter looks them up
 #: in the prompt as they are.
 LORAS = {"redlora": (11, True), "bluelora": (12, True), "greenunet": (13, False)}
@@ -27,26 +28,26 @@ RANK, LOUDNESS = 4, 0.25
 
 
 def text_config():
-    """A CLIP text encoder in all its twelve layers, narrow."""
+    """A CLIP text encoder in all its twelve layers."""
     ids = {"bos_token_id": TOKENS - 2, "eos_token_id": TOKENS - 1, "pad_token_id": TOKENS - 1}
     return CLIPTextConfig(
         vocab_size=TOKENS,
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
         num_hidden_layers=12,
-        num_attention_heads=4,
+        num_attention_heads=HEADS,
         projection_dim=WIDTH,
         **ids,
     )
 
 
 def config():
-    """The host's own config with small widths."""
+    """The host's own config with these widths."""
     found = OmegaConf.load("configs/v1-inference.yaml")
     parameters = found.model.params
     parameters.unet_config.params.model_channels = WIDE
     parameters.unet_config.params.context_dim = WIDTH
-    parameters.first_stage_config.params.ddconfig.ch = 32
+    parameters.first_stage_config.params.ddconfig.ch = VAE_WIDE
     parameters.cond_stage_config.params = {"version": CLIP}
     return found
 
@@ -225,19 +226,25 @@ def main():
         unet, vae, text = parts(settings)
         OmegaConf.save(settings, models / "Stable-diffusion" / f"{name}.yaml")
         save_file(checkpoint(unet, vae, text), models / "Stable-diffusion" / f"{name}.safetensors")
-    for name, (seed, with_text) in LORAS.items():
-        about = {"ss_base_model_version": "sd_v1", "ss_network_module": "networks.lora", "ss_output_name": name}
-        tensors = lora(unet, text, seed, with_text)
-        save_file(tensors, models / "Lora" / f"{name}.safetensors", metadata={**about, "ss_network_dim": str(RANK)})
-    about = {"ss_base_model_version": "sd_v1", "ss_network_module": "networks.lora", "ss_output_name": "inflora"}
-    tensors = lora(unet, text, 14, with_text=False)
-    next(iter(tensors.values()))[0, 0] = float("inf")
-    save_file(tensors, models / "Lora" / "inflora.safetensors", metadata={**about, "ss_network_dim": str(RANK)})
-    write_ip_adapters(models / "ControlNet", unet)
-    write_controlnet(models / "ControlNet", unet)
+    write_loras(models / "Lora", unet, text)
+    if IS_TINY:
+        write_ip_adapters(models / "ControlNet", unet)
+        write_controlnet(models / "ControlNet", unet)
     write_embedding(models.parent / "embeddings")
     write_taesd(models / "VAE-taesd")
     print(json.dumps(sorted(str(path.relative_to(OUT)) for path in OUT.rglob("*"))))
+
+
+def write_loras(folder, unet, text):
+    """Those that LORAS names, and one that holds inf."""
+    for name, (seed, with_text) in LORAS.items():
+        about = {"ss_base_model_version": "sd_v1", "ss_network_module": "networks.lora", "ss_output_name": name}
+        tensors = lora(unet, text, seed, with_text)
+        save_file(tensors, folder / f"{name}.safetensors", metadata={**about, "ss_network_dim": str(RANK)})
+    about = {"ss_base_model_version": "sd_v1", "ss_network_module": "networks.lora", "ss_output_name": "inflora"}
+    tensors = lora(unet, text, 14, with_text=False)
+    next(iter(tensors.values()))[0, 0] = float("inf")
+    save_file(tensors, folder / "inflora.safetensors", metadata={**about, "ss_network_dim": str(RANK)})
 
 
 main()
