@@ -1,7 +1,8 @@
-"""LibGuard from outside of a WebUI: `python -m lib_guard doctor FOLDER` and `inspect FILE`, in LibGuard's folder.
+"""LibGuard from outside of a WebUI: `python -m lib_guard doctor FOLDER`, `inspect FILE` and `explain TEXT`, in
+LibGuard's folder.
 
 Any Python from 3.10 on will do that has torch, which the WebUI's own has: the adapters are written with its types, and
-a file's numbers are looked at with it.
+a file's numbers are looked at with it. `explain` needs no torch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 #: Exit statuses. PROBLEM: something that LibGuard needs is missing. UNKNOWN: the question itself cannot be answered.
 GOOD, PROBLEM, UNKNOWN = 0, 1, 2
@@ -25,7 +27,8 @@ def main(arguments: Sequence[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a console may lack the letters of a file's name
     options = _parser().parse_args(arguments)
-    return _inspect(options) if options.command == "inspect" else _doctor(options)
+    commands = {"doctor": _doctor, "inspect": _inspect, "explain": _explain}
+    return commands[options.command](options)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -59,6 +62,27 @@ def _inspect(options: argparse.Namespace) -> int:
     return GOOD
 
 
+def _explain(options: argparse.Namespace) -> int:
+    from .explain import explain, output
+
+    found = explain(output.end_of(_input()) if options.text in ([], ["-"]) else " ".join(options.text))
+    if options.json:
+        print(output.as_json(found))
+    elif found:
+        print(output.as_text(found))
+    else:
+        print(output.UNKNOWN, file=sys.stderr)
+    return GOOD if found else PROBLEM
+
+
+def _input() -> TextIO:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a log may be in any encoding, or hold anything
+    if sys.stdin.isatty():
+        print("Paste the error, then end the input (Ctrl-D, on Windows Ctrl-Z and Enter).", file=sys.stderr)
+    return sys.stdin
+
+
 def _lacks(package: str, folder: Path) -> str:
     places = [place / name for place in (folder, folder.resolve().parent) for name in ("venv", ".venv")]
     inside = ("bin/python", "Scripts/python.exe")
@@ -86,6 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("file", type=Path, help="a .safetensors file")
     inspect.add_argument("--json", action="store_true", help="print JSON")
+    explain = commands.add_parser(
+        "explain",
+        help="the cause of an error, and its cure, from its text",
+        description="Tells what caused an error that a program has printed, what of the text shows it, and what to do"
+        " about it. Works for any program's error, and needs no torch. Exit status: 0 explained, 1 not known.",
+    )
+    explain.add_argument("text", nargs="*", help="the error, or a whole traceback; from standard input where left out")
+    explain.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
