@@ -281,6 +281,13 @@ _TABLE = (
         cure="The images are left out of that pass; the pass with the adapter has been computed with it.",
         permanent_fix="None is needed while LibGuard is on; without it use no refiner together with IP-Adapters.",
     ),
+    Code(
+        id="LG409",
+        title="A request has nothing in the place of its list of IP-Adapters",
+        cause="An extension made the request of a second pass by itself, or an API client sent null for the list.",
+        cure="It is given an empty list, and runs without IP-Adapter, as it was meant to.",
+        permanent_fix="Update the extension; in an API client leave ip_adapter_names out, or send an empty list.",
+    ),
 )
 
 #: Every code that LibGuard can say, by its id; docs/codes.md explains each, and a test holds that.

@@ -100,6 +100,7 @@ class PipelinePairing:
         self._embeddings = []
         turn.uses = list(self._handling.uses(*turn.call))
         if not turn.uses:
+            self._see_to_the_list(turn)
             return
         self._handling.remember()
         turn.files = [looked_at(use) for use in turn.uses]
@@ -110,6 +111,17 @@ class PipelinePairing:
             self._leave_out_what_cannot_be_served(turn)
         else:
             self._unload_a_wrong_one(turn)
+
+    def _see_to_the_list(self, turn: _Turn) -> None:
+        if not self._handling.lacks_list(*turn.call):
+            return
+        found = Finding("LG409", GUARD, "unet", "", "a request has nothing in the place of its list of IP-Adapters", {})
+        if not self._repair:
+            self._context.say(found, None)
+            return
+        self._handling.give_empty_list(*turn.call)
+        proof = "" if self._handling.lacks_list(*turn.call) else "the list is there"
+        self._context.say(found, Repair("it is given an empty one", proof, 0.0))
 
     def _leave_out_what_cannot_be_served(self, turn: _Turn) -> None:
         lacking = {

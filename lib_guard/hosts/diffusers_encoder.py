@@ -195,6 +195,13 @@ class DiffusersEncoders:
 
         return [AdapterUse(name, ip_adapter.file_of(name)) for name in ip_adapter.wanted(args[0])]
 
+    def lacks_list(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """See `PipelineEncoders`. What is no list the embedded host refuses by itself."""
+        return False
+
+    def give_empty_list(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """See `PipelineEncoders`."""
+
     def encoder(self) -> torch.nn.Module | None:
         """See `PipelineEncoders`."""
         return getattr(_pipe(), "image_encoder", None)

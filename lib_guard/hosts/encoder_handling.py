@@ -101,6 +101,12 @@ class PipelineEncoders(Protocol):
     def uses(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[AdapterUse]:
         """The adapters that a call will bring, in their order; empty when it takes them out."""
 
+    def lacks_list(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether the request has None where the function goes through a list of adapters, so that it would raise."""
+
+    def give_empty_list(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Have the request ask for no adapter in the way that the function understands."""
+
     def encoder(self) -> torch.nn.Module | None:
         """The image encoder in the pipeline."""
 

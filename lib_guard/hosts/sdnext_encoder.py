@@ -2,7 +2,9 @@
 
   modules/ipadapter.py:297 apply        called once in a generation (processing_diffusers.py:80): loads the adapters
                                         that `p.ip_adapter_names` names, or takes out what is loaded; puts the images
-                                        into `p.task_args`
+                                        into `p.task_args`. The names are gone through wherever a request has the
+                                        attribute (:313), also where a request that an extension made by itself, or
+                                        one of the API, has None in it
   :174 load_image_encoder               one encoder, of the last name: by `ViT-H` or `ViT-G` in it, else by the kind of
                                         model; loaded anew when `clip_loaded` is another one, whatever is in the
                                         pipeline, so a checkpoint that brings an encoder along is not noticed
@@ -75,6 +77,14 @@ class SdNextEncoders:
         names = _names(_request(args, kwargs))
         known = [(name, ipadapter.ADAPTERS_ALL.get(name)) for name in names if not _is_none(name)]
         return [AdapterUse(name, _file_of(entry)) for name, entry in known if entry is not None]
+
+    def lacks_list(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """See `PipelineEncoders`."""
+        return getattr(_request(args, kwargs), "ip_adapter_names", ()) is None
+
+    def give_empty_list(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """See `PipelineEncoders`."""
+        _request(args, kwargs).ip_adapter_names = []
 
     def encoder(self) -> torch.nn.Module | None:
         """See `PipelineEncoders`."""

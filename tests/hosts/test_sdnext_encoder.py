@@ -180,6 +180,25 @@ def test_the_only_one_is_missing(adapters: Keeper, row_id: str) -> None:
     result.passed = True
 
 
+@pytest.mark.parametrize("row_id", ["E04-S-no-list"])
+def test_no_list(adapters: Keeper, row_id: str) -> None:
+    """As the second pass of an extension that makes its request by itself."""
+    host, body = started(adapters), {**BASE, "extra": {"ip_adapter_names": None}}
+    result = TABLE.add(host, Result(row_id, "Nothing where the list of adapters should be", codes="LG409"))
+    plain = alone(host, BASE)
+    fresh(host)
+    without = host.generate("txt2img", body, OFF)
+    fresh(host)
+    mark = host.mark()
+    with_ = host.generate("txt2img", body, ON).pictures
+    entries = host.probe.entries()
+    result.without, result.with_, result.reference = f"HTTP {without.status}", digest(with_), digest(plain)
+    assert without.pictures == [] and "'NoneType' object is not iterable" in host.output()
+    assert same(with_, plain) and [entry["code"] for entry in entries] == ["LG409"] and entries[0]["proof"]
+    assert len(host.said(mark)) == 1 and host.probe.marks() == []
+    result.passed = True
+
+
 @pytest.mark.parametrize("row_id", ["E03-S"])
 def test_brought_along(adapters: Keeper, row_id: str) -> None:
     host = started(adapters)
