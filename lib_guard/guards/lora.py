@@ -15,13 +15,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from ..findings import Finding, Primitive, Repair
 from ..hooks import Attachments
-from ..hosts.lora_handling import Asked, LoraHandling, Place
+from ..hosts.lora_handling import Asked, LoraHandling, LoraUse, Place
 from ..settings import FIX
 from ..tensors.baseline import Baseline, baseline_of, keep, measure
 from ..tensors.restore import fingerprints_in_files, stamp
@@ -257,7 +257,7 @@ class LoraGuard:
         quiet, places = self._quiet(), handling.places()
         for use in asked.loras:
             for finding in lora_file_findings(use, handling.reach(use, places), places, quiet):
-                self._context.say(finding, None)
+                self._context.say(_with_reason(finding, use, handling), None)
             if handling.stale(use) and use.name.lower() not in quiet:
                 saw = f'LoRA "{short(use.name)}" was replaced on disk, and the WebUI goes on with what it read before'
                 evidence: dict[str, Primitive] = {"lora": short(use.name), "cause_key": short(use.name)}
@@ -270,6 +270,14 @@ class LoraGuard:
             self._context.say(finding, None)
         if any(finding.code == "LG308" for finding in found):
             MEMORY.distrust()
+
+
+def _with_reason(finding: Finding, use: LoraUse, handling: LoraHandling) -> Finding:
+    """Why the host applies nothing of a file, where the host knows it."""
+    if finding.code != "LG302" or finding.cause:
+        return finding
+    cause, fix = handling.refusal(use)
+    return replace(finding, cause=cause, permanent_fix=fix)
 
 
 def _known(place: Place) -> Baseline | None:

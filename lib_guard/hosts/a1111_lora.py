@@ -176,6 +176,10 @@ class A1111LoraHandling:
         weights = {place.component: frozenset(_weights_of(place, names)) for place in places}
         return Reach(len(network.modules), weights)
 
+    def refusal(self, use: LoraUse) -> tuple[str, str]:
+        """See `LoraHandling`."""
+        return "", ""
+
     def stale(self, use: LoraUse) -> bool:
         """See `LoraHandling`. The host looks at the file's time."""
         return False

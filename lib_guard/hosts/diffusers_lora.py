@@ -109,6 +109,10 @@ class DiffusersLoraHandling:
         merged = str(shared.opts.lora_method).startswith(_FUSED)
         return Reach(sum(map(len, layers.values())), weights if merged else None)
 
+    def refusal(self, use: LoraUse) -> tuple[str, str]:
+        """See `LoraHandling`."""
+        return "", ""
+
     def stale(self, use: LoraUse) -> bool:
         """See `LoraHandling`. The file is read at each activation."""
         return False

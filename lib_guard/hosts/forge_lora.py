@@ -26,6 +26,8 @@ Of Forge (dfdcbab6, 2.0.1v1.10.1) this relies on:
   load_lora_state_dict            networks.py:57: what was read is kept by the file's name alone; the tensors are the
                                   file's own bytes, mapped into memory, so that they change with a file that is written
                                   over, and lie beyond its end when it has become shorter: reading them ends the process
+  load_lora_for_models            networks.py:15: refuses a file of which more than 12 tensors fit no layer; which those
+                                  are, `load_lora` returns
   sd_models.forge_model_reload    loads anew when `model_data.forge_hash` is not that of what is chosen
 
 Everything that touches weights does it in inference mode, in which Forge made them.
@@ -34,7 +36,6 @@ Everything that touches weights does it in inference mode, in which Forge made t
 from __future__ import annotations
 
 import importlib
-import sys
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,11 +46,23 @@ from typing import Any
 import torch
 
 from ..hooks import MARK
+from ..wording import on_one_line
+from .forge_patchers import (
+    NONE,
+    is_half_way,
+    is_loaded,
+    let_go_of_clones,
+    lora_module,
+    memory_management,
+    part_of,
+    parts,
+    put_back,
+)
 from .ldm_conditioning import ConditioningCaches
 from .lora_handling import Asked, LoraUse, Place, Reach
 
-#: What Forge calls "no LoRA", as the name of a set.
-_NONE = str([])
+#: A file with more tensors than that which it does not know Forge refuses as a whole.
+_MOST_UNKNOWN = 12
 
 #: A LoRA that is added to a layer's result; the layer does not know its name.
 _ONLINE = "a LoRA that is applied on the fly"
@@ -73,17 +86,17 @@ class ForgeLoraHandling:
         from modules import extra_networks
 
         network = extra_networks.extra_network_registry.get("lora")
-        return (network, "activate") if network is not None and _networks() is not None else None
+        return (network, "activate") if network is not None and lora_module() is not None else None
 
     def places(self) -> Sequence[Place]:
         """See `LoraHandling`."""
-        return [part.place for part in _parts()]
+        return [part.place for part in parts()]
 
     def asked(self, request: Any, params: Sequence[Any] | None, **options: Any) -> Asked:
         """See `LoraHandling`. The host has just filled its list from these tags, and `sd_lora` has been added."""
         self._request = weakref.ref(request)
         self._tags = None if params is None else list(params)
-        uses = () if params is None else tuple(_use(_networks(), tag) for tag in params)
+        uses = () if params is None else tuple(_use(lora_module(), tag) for tag in params)
         self._asked = Asked(uses, (_is_online(),))
         self._conditioning.note(request, params, self._read_of_asked())
         return self._asked
@@ -100,42 +113,42 @@ class ForgeLoraHandling:
         if any(self._is_written_over(use) for use in asked.loras):
             self._read_again()
         with torch.inference_mode():
-            for part in _parts():
+            for part in parts():
                 patcher = part.applied
-                if not patcher.lora_patches and not _is_loaded(patcher):
+                if not patcher.lora_patches and not is_loaded(patcher):
                     patcher.refresh_loras()
-                elif patcher.lora_patches and asked.loras and not _is_half_way(patcher):
-                    _put_back(patcher)
-                    _memory_management().unload_model_clones(patcher)
+                elif patcher.lora_patches and asked.loras and not is_half_way(patcher):
+                    put_back(patcher)
+                    memory_management().unload_model_clones(patcher)
 
     def lingering(self, asked: Asked) -> Sequence[str]:
         """See `LoraHandling`."""
         wanted = {use.file for use in asked.loras}
         found = {
             Path(filename).stem: None
-            for part in _parts()
+            for part in parts()
             for patcher in (part.applied, part.present)
             for filename, *_ in patcher.lora_patches
             if Path(filename) not in wanted
         }
-        online = any(part.applied.lora_loader.online_backup and not part.applied.lora_patches for part in _parts())
+        online = any(part.applied.lora_loader.online_backup and not part.applied.lora_patches for part in parts())
         return [*found, *([_ONLINE] if online and not found else [])]
 
     def unload(self, strays: Mapping[str, Collection[str]]) -> Mapping[str, frozenset[str]] | None:
         """See `LoraHandling`. All backups are hung up again, which computes nothing. The clones are let go of as well:
         they would bring their LoRAs back."""
-        written = {part.place.component: self.touched(part.place) for part in _parts()}
+        written = {part.place.component: self.touched(part.place) for part in parts()}
         try:
             with torch.inference_mode():
-                for part in _parts():
-                    _put_back(part.original)
+                for part in parts():
+                    put_back(part.original)
         finally:
-            _let_go_of_clones()
+            let_go_of_clones()
         return written
 
     def copies(self, place: Place) -> Mapping[str, torch.Tensor]:
         """See `LoraHandling`."""
-        part = _part_of(place)
+        part = part_of(place)
         return dict(part.own_names(part.original.lora_loader.backup)) if part is not None else {}
 
     def touched(self, place: Place) -> frozenset[str]:
@@ -144,12 +157,12 @@ class ForgeLoraHandling:
 
     def forget_records(self) -> None:
         """See `LoraHandling`."""
-        for part in _parts():
+        for part in parts():
             loader = part.original.lora_loader
             for layer in set(loader.online_backup):
                 vars(layer).pop("forge_online_loras", None)
-            loader.backup, loader.online_backup, loader.loaded_hash = {}, [], _NONE
-        _let_go_of_clones()
+            loader.backup, loader.online_backup, loader.loaded_hash = {}, [], NONE
+        let_go_of_clones()
 
     def activate_again(self, request: Any, params: Sequence[Any] | None, **options: Any) -> None:
         """See `LoraHandling`. Without LibGuard in between, which may be on the method."""
@@ -184,7 +197,7 @@ class ForgeLoraHandling:
         weights: dict[str, frozenset[str]] = {}
         online = False
         for place in places:
-            part = _part_of(place)
+            part = part_of(place)
             patches = [] if part is None else list(_patches(part.applied, use.file))
             online = online or any(identifier[3] for identifier, _ in patches)
             names = frozenset(name for _, held in patches if part for name, _ in part.own_names(held))
@@ -196,6 +209,17 @@ class ForgeLoraHandling:
     def gave_up(self) -> bool:
         """Whether the host has given up all LoRAs of the last activation, because it has not read one of them."""
         return any(not any(use.stamp) for use in self._asked.loras)
+
+    def refusal(self, use: LoraUse) -> tuple[str, str]:
+        """See `LoraHandling`. The host says `LoRA version mismatch`, whatever it is that it does not know."""
+        unknown = _unknown_tensors(use.file) if use.file is not None and not self.gave_up() else []
+        if len(unknown) <= _MOST_UNKNOWN:
+            return "", ""
+        return (
+            f"Forge knows no layer for {len(unknown)} of its tensors, {on_one_line(unknown[0], 120)} among them, and"
+            f' refuses a file that has more than {_MOST_UNKNOWN} of these ("LoRA version mismatch").',
+            "Update Forge, or use the LoRA in a WebUI that knows its algorithm and its layers.",
+        )
 
     def stale(self, use: LoraUse) -> bool:
         """See `LoraHandling`."""
@@ -210,7 +234,7 @@ class ForgeLoraHandling:
                 " with the LoRAs of the one before.",
                 "Switch off the extension, or the client's disable_extra_networks.",
             )
-        if any(_is_half_way(part.applied) for part in _parts()):
+        if any(is_half_way(part.applied) for part in parts()):
             return (
                 "Merging a LoRA failed half way, and Forge takes note of what it merges only at the end"
                 " (backend/patcher/lora.py).",
@@ -229,7 +253,7 @@ class ForgeLoraHandling:
 
     def _note_read(self, use: LoraUse) -> None:
         """The host holds the very tensors that it has read, as long as it does not read the file again."""
-        patches = (held for part in _parts() if use.file for _, held in _patches(part.applied, use.file))
+        patches = (held for part in parts() if use.file for _, held in _patches(part.applied, use.file))
         tensor = next((found for held in patches for found in _tensors(held)), None)
         if use.file is None or tensor is None:
             return
@@ -243,11 +267,11 @@ class ForgeLoraHandling:
 
     def _read_again(self) -> None:
         """Have the host read the files of the last activation anew, before it merges what it has of them."""
-        networks, request = _networks(), self._request() if self._request is not None else None
+        networks, request = lora_module(), self._request() if self._request is not None else None
         if networks is None or request is None:
             return
         networks.load_lora_state_dict.cache_clear()
-        _let_go_of_clones()
+        let_go_of_clones()
         try:
             self.activate_again(request, self._tags)
         except (ValueError, RuntimeError, KeyError, AttributeError, OSError):
@@ -274,148 +298,7 @@ def _inode(file: Path) -> int:
         return 0
 
 
-# The model and its clones.
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A component that LoRAs change.
-
-    path: where it is in the patchers' model, with a dot at the end. original, applied, present: the patchers of
-    `forge_objects_original`, `forge_objects_after_applying_lora` and `forge_objects`; all have one model and one
-    loader, and each has patches of its own.
-    """
-
-    place: Place
-    path: str
-    original: Any
-    applied: Any
-    present: Any
-
-    def own_names(self, held: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """What is held by the names of the patchers' model, by those of the component."""
-        return ((name.removeprefix(self.path), one) for name, one in held.items() if name.startswith(self.path))
-
-
-def _parts() -> list[_Part]:
-    """Empty when no model is loaded, and where patchers are not of the kind that is described above."""
-    from modules import sd_models
-
-    model = sd_models.model_data.sd_model
-    if getattr(model, "forge_objects_original", None) is None:
-        return []
-    unets, clips = _patchers(model, "unet"), _patchers(model, "clip")
-    parts = [_Part(place, path, *clips) for place, path in _text_encoders(model, clips)] if clips else []
-    return [*parts, *(_Part(place, path, *unets) for place, path in _denoiser(model, unets))] if unets else parts
-
-
-def _patchers(model: Any, name: str) -> tuple[Any, Any, Any] | None:
-    held = (model.forge_objects_original, model.forge_objects_after_applying_lora, model.forge_objects)
-    wrappers = [getattr(objects, name, None) for objects in held]
-    original, *others = [getattr(one, "patcher", one) for one in wrappers]
-    if not hasattr(original, "lora_loader"):
-        return None
-    applied, present = (one if hasattr(one, "lora_patches") else original for one in others)
-    return original, applied, present
-
-
-def _denoiser(model: Any, patchers: tuple[Any, Any, Any]) -> Iterator[tuple[Place, str]]:
-    found = getattr(patchers[0].model, "diffusion_model", None)
-    if isinstance(found, torch.nn.Module):
-        component = "unet" if hasattr(found, "input_blocks") else "transformer"
-        yield _place(model, component, found, "model.diffusion_model."), "diffusion_model."
-
-
-def _text_encoders(model: Any, patchers: tuple[Any, Any, Any]) -> Iterator[tuple[Place, str]]:
-    number = 0
-    for index, (name, child) in enumerate(patchers[0].model.named_children()):
-        found = getattr(child, "transformer", None)
-        if isinstance(found, torch.nn.Module):
-            number += 1
-            component = f"text_encoder_{number}" if number > 1 else "text_encoder"
-            yield _place(model, component, found, _prefix(model, index, name)), f"{name}.transformer."
-
-
-def _prefix(model: Any, index: int, name: str) -> str:
-    """As checkpoints have it. Encoders of OpenCLIP's have other names there altogether."""
-    if getattr(model, "is_sdxl", False):
-        return f"conditioner.embedders.{index}.transformer."
-    if getattr(model, "is_sd1", False) or getattr(model, "is_sd2", False):
-        return "cond_stage_model.transformer."
-    return f"text_encoders.{name}.transformer."
-
-
-def _place(model: Any, component: str, owner: torch.nn.Module, prefix: str) -> Place:
-    """Files that were chosen beside the checkpoint (VAE / Text Encoder) take the place of what it holds."""
-    from modules import sd_models
-
-    more = sd_models.model_data.forge_loading_parameters.get("additional_modules") or ()
-    files = tuple(Path(str(one)) for one in (*more, model.filename))
-    return Place(component, owner, f"{model.filename} {getattr(model, 'sd_model_hash', '')}", files, prefix)
-
-
-def _part_of(place: Place) -> _Part | None:
-    return next((part for part in _parts() if part.place.owner is place.owner), None)
-
-
-def _is_loaded(patcher: Any) -> bool:
-    """Whether the host takes this very clone for brought to its device, so that it will not refresh it."""
-    return any(one.model is patcher for one in _memory_management().current_loaded_models)
-
-
-def _memory_management() -> Any:
-    return importlib.import_module("backend.memory_management")
-
-
-def _is_half_way(patcher: Any) -> bool:
-    """Whether the host believes that a clone's LoRAs, or none, are in the weights, and has backups of other weights: a
-    merge has raised since then."""
-    loader = patcher.lora_loader
-    if str(list(patcher.lora_patches)) != loader.loaded_hash:
-        return False
-    return set(loader.backup) != {name for key, held in patcher.lora_patches.items() if not key[3] for name in held}
-
-
-def _put_back(patcher: Any) -> None:
-    """Whatever is noted. No weight is computed for it: the backups are hung up again."""
-    patcher.lora_loader.refresh(lora_patches={}, offload_device=patcher.offload_device, force_refresh=True)
-
-
-def _let_go_of_clones() -> None:
-    """Have the model stand as after loading; all the records together, or the next set would be left out."""
-    from modules import sd_models
-
-    model = sd_models.model_data.sd_model
-    if getattr(model, "forge_objects_original", None) is None:
-        return
-    before, model.forge_objects_after_applying_lora = (
-        model.forge_objects_after_applying_lora,
-        model.forge_objects_original.shallow_copy(),
-    )
-    for name in ("unet", "clip"):
-        _let_go_of(name, model, getattr(before, name, None))
-    model.current_lora_hash = _NONE
-    networks = _networks()
-    if networks is not None:
-        networks.loaded_networks.clear()
-
-
-def _let_go_of(name: str, model: Any, before: Any) -> None:
-    """In the batch's own objects. A clone that an extension has made for this batch keeps what else is on it."""
-    present: Any = getattr(model.forge_objects, name, None)
-    patcher: Any = getattr(present, "patcher", present)
-    if present is before:
-        setattr(model.forge_objects, name, getattr(model.forge_objects_original, name))
-    elif getattr(patcher, "lora_patches", None):
-        patcher.lora_patches = {}
-
-
 # The Lora extension.
-
-
-def _networks() -> ModuleType | None:
-    found = sys.modules.get("networks")
-    return found if hasattr(found, "loaded_networks") else None
 
 
 def _use(networks: ModuleType | None, tag: Any) -> LoraUse:
@@ -446,8 +329,24 @@ def _file_of(networks: ModuleType | None, name: str) -> str | None:
 
 def _is_listed(file: Path) -> bool:
     """Whether the host has this file among those of the request."""
-    loaded = getattr(_networks(), "loaded_networks", ())
+    loaded = getattr(lora_module(), "loaded_networks", ())
     return any(Path(one.network_on_disk.filename) == file for one in loaded)
+
+
+def _unknown_tensors(file: Path) -> list[str]:
+    """The tensors of a file that was read which fit no layer of the loaded model, found as the host does."""
+    from modules import sd_models
+
+    networks, objects = lora_module(), getattr(sd_models.model_data.sd_model, "forge_objects_original", None)
+    if networks is None or objects is None or file.suffix.lower() != ".safetensors":
+        return []
+    unknown: Mapping[str, Any] = networks.load_lora_state_dict(str(file))
+    for names in (
+        networks.model_lora_keys_unet(objects.unet.model),
+        networks.model_lora_keys_clip(objects.clip.cond_stage_model),
+    ):
+        _, unknown = networks.load_lora(unknown, names)
+    return list(unknown)
 
 
 def _is_online() -> bool:

@@ -142,6 +142,10 @@ class LoraHandling(Protocol):
     def reach(self, use: LoraUse, places: Sequence[Place]) -> Reach | None:
         """How far a LoRA that was activated gets in these places; None when the host has not read it at all."""
 
+    def refusal(self, use: LoraUse) -> tuple[str, str]:
+        """Why this host applies nothing of a LoRA's file, where that is a rule of its own: cause and fix; empty ones
+        where no rule is known."""
+
     def stale(self, use: LoraUse) -> bool:
         """Whether the host will go on using what it has read from the file before the file was replaced."""
 

@@ -259,6 +259,10 @@ class SdNextLoraHandling:
             return None
         return Reach(None, {place.component: frozenset(weights_of(place.owner)) for place in places})
 
+    def refusal(self, use: LoraUse) -> tuple[str, str]:
+        """See `LoraHandling`."""
+        return "", ""
+
     def stale(self, use: LoraUse) -> bool:
         """See `LoraHandling`. The host keeps a Network by its name, and diffusers an adapter."""
         from modules.lora import lora_common

@@ -234,6 +234,29 @@ def test_good_beside_bad(host: Host) -> None:
     assert same(with_, host.generate("txt2img", BASE, OFF).pictures)
 
 
+@pytest.mark.parametrize("row_id", ["L18-F-refused"])
+def test_refused_file(host: Host, row_id: str) -> None:
+    """An algorithm that Forge does not know: its console speaks of versions, and the picture comes without the LoRA."""
+    result = TABLE.add(host, Result(row_id, "A LoRA of which Forge does not know more than 12 tensors", codes="LG302"))
+    layers = [name.removesuffix(".lora_up.weight") for name in load_file(lora(host, "redlora")) if "lora_up" in name]
+    blocks = {f"{layer}.oft_blocks": np.ones((2, 4, 4), np.float16) for layer in layers}
+    save_file(blocks, lora(host, "oftstyle"))
+    refresh(host)
+    fresh(host)
+    plain = host.generate("txt2img", BASE, OFF).pictures
+    mark = host.mark()
+    without = host.generate("txt2img", tagged("oftstyle:1"), OFF).pictures
+    assert "LoRA version mismatch" in host.output()[mark:]
+    fresh(host)
+    mark = host.mark()
+    with_ = host.generate("txt2img", tagged("oftstyle:1"), ON).pictures
+    said = host.said(mark)
+    result.without, result.with_, result.reference = map(digest, (without, with_, plain))
+    assert same(without, plain) and same(with_, plain)
+    assert len(said) == 1 and "LG302" in said[0] and "knows no layer for" in said[0] and "oft_blocks" in said[0], said
+    result.passed = True
+
+
 @pytest.mark.parametrize("row_id", ["L18-F-replaced"])
 def test_replaced_file(host: Host, row_id: str) -> None:
     """Forge keeps what it has read by the file's name; it uses it on, and that is said."""

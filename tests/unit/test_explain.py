@@ -41,8 +41,6 @@ NO_ADDMM_CPU = "RuntimeError: \"addmm_impl_cpu_\" not implemented for 'Half'"
 
 #: What the machine said in reports that docs/coverage.md marks with `explain`, and words of the right cause.
 REPORTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "R029": ("LoRA version mismatch", ("More than 12", "no matter of versions")),
-    "R034": ("LoRA version mismatch for KModel: x diag-oft.safetensors", ("More than 12", "speaks of diag-oft")),
     "R039": ("[LORA] LoRA version mismatch for SDXL", ("More than 12", "no matter of versions")),
     "R046": (product("257x1664", "1280x2048"), ("is OpenCLIP ViT-bigG", "SDXL FaceID plus", "made for OpenCLIP ViT-H")),
     "R047": (
