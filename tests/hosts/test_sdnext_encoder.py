@@ -83,6 +83,28 @@ def test_switch(adapters: Keeper, row_id: str) -> None:
     result.passed = True
 
 
+@pytest.mark.parametrize("row_id", ["E01-S-process"])
+def test_as_in_a_fresh_process(adapters: Keeper, row_id: str) -> None:
+    """What follows other adapters is, bit for bit, the picture that a process gives which has seen no other."""
+    host = started(adapters)
+    result = TABLE.add(host, Result(row_id, "Adapters in turn, and each as the first of a process", codes="LG401"))
+    adapted_ = [adapted(name) for name in ("Base ViT-G", "Base", "Plus")]
+    fresh(host)
+    for body in reversed(adapted_):
+        host.generate("txt2img", body, ON)
+    with_ = [host.generate("txt2img", body, ON).pictures for body in adapted_]
+    reference = []
+    for body in adapted_:
+        host.stop()
+        host.start()
+        reference.append(select(host, SD15).generate("txt2img", body, OFF).pictures)
+    result.with_, result.reference = (
+        digest([one for pictures in run for one in pictures]) for run in (with_, reference)
+    )
+    assert all(reference) and all(map(same, with_, reference)), (list(map(digest, with_)), list(map(digest, reference)))
+    result.passed = True
+
+
 SEVERAL = {
     "E02-S-H-G": ("Base", "Base ViT-G"),
     "E02-S-G-H": ("Base ViT-G", "Base"),
