@@ -61,6 +61,9 @@ from .forge_patchers import (
 from .ldm_conditioning import ConditioningCaches
 from .lora_handling import Asked, LoraUse, Place, Reach
 
+#: What the Lora extension reads a file with, and finds the layers of its tensors.
+_MATCHING = ("load_lora_state_dict", "load_lora", "model_lora_keys_unet", "model_lora_keys_clip")
+
 #: A file with more tensors than that which it does not know Forge refuses as a whole.
 _MOST_UNKNOWN = 12
 
@@ -337,10 +340,11 @@ def _unknown_tensors(file: Path) -> list[str]:
     """The tensors of a file that was read which fit no layer of the loaded model, found as the host does."""
     from modules import sd_models
 
-    networks, objects = lora_module(), getattr(sd_models.model_data.sd_model, "forge_objects_original", None)
-    if networks is None or objects is None or file.suffix.lower() != ".safetensors":
+    networks: Any = lora_module()
+    objects = getattr(sd_models.model_data.sd_model, "forge_objects_original", None)
+    if objects is None or file.suffix.lower() != ".safetensors" or not all(hasattr(networks, one) for one in _MATCHING):
         return []
-    unknown: Mapping[str, Any] = networks.load_lora_state_dict(str(file))
+    unknown: Mapping[str, Any] = networks.load_lora_state_dict(str(file))  # which it keeps, and has just read
     for names in (
         networks.model_lora_keys_unet(objects.unet.model),
         networks.model_lora_keys_clip(objects.clip.cond_stage_model),

@@ -49,17 +49,17 @@ class Looks:
         """LibGuard's record, oldest generation first."""
         return self("ledger")
 
-    def generation(self) -> int:
-        """The number of the last generation that LibGuard has seen; 0 before the first."""
+    def generation(self) -> tuple[int, int]:
+        """A mark for `since`: which record there is, and the number of the last generation that LibGuard has seen."""
         generations = self.ledger()
-        return generations[-1]["number"] if generations else 0
+        return self("record"), generations[-1]["number"] if generations else 0
 
-    def since(self, number: int) -> list[dict[str, Any]]:
+    def since(self, mark: tuple[int, int]) -> list[dict[str, Any]]:
         """The generations after that one. The record is bounded, so its length says nothing; and after a reload of the
         UI there is a new one, which counts anew."""
-        generations = self.ledger()
-        anew = bool(generations) and generations[-1]["number"] < number
-        return [one for one in generations if anew or one["number"] > number]
+        record, number = mark
+        anew = self("record") != record
+        return [one for one in self.ledger() if anew or one["number"] > number]
 
     def entries(self) -> list[dict[str, Any]]:
         """What LibGuard recorded for the last generation."""

@@ -772,6 +772,13 @@ def ledger() -> Any:
     return sys.modules["lib_guard.ledger"].LEDGER.primitives()
 
 
+def record() -> int:
+    """Which record it is: there is a new one after the extension has been loaded anew, as this probe is then."""
+    module = sys.modules["lib_guard.ledger"]
+    number: int = vars(module).setdefault("_probe_record", time.monotonic_ns())
+    return number
+
+
 _noted: list[list[str]] = []
 _handles: list[Any] = []
 
@@ -895,7 +902,21 @@ def _png(picture: Any) -> str:
 OPERATIONS: dict[str, Callable[..., Any]] = {
     call.__name__: call
     for call in (
-        *(damage, convert, align, weights, dtypes, marks, ledger, watch_hooks, at_step, reload_ui, detector, control),
+        *(
+            damage,
+            convert,
+            align,
+            weights,
+            dtypes,
+            marks,
+            ledger,
+            record,
+            watch_hooks,
+            at_step,
+            reload_ui,
+            detector,
+            control,
+        ),
         *(no_networks_in_vae, forget_conditioning, borrowed, script_order),
         *(break_network, forget_networks, find_files, interrupt_at_layer, other_adapter),
         *(upcast_vae, float_copy, own_methods, install_extension),
