@@ -7,19 +7,31 @@ neighbours, and what fails is diffusers or torch.
 from __future__ import annotations
 
 import base64
-import copy
 import io
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from PIL import Image, ImageDraw
 
 from demo.bench import Bench, Reply
+from demo.correct_caller import aligned, healed_vectors, in_float32
+from demo.damages import (
+    bfloat_block,
+    converted,
+    float_embeddings,
+    float_encoder,
+    float_text_encoders,
+    half_data,
+    half_decoder,
+    half_state,
+    half_weight,
+    overflowing,
+    written_vectors,
+)
 
 #: Every option that a fault or a test changes, as it is on a fresh host.
 HEALTHY = {
@@ -44,73 +56,6 @@ class Call:
 
     endpoint: str
     body: dict[str, Any]
-
-
-@contextmanager
-def aligned(pipeline: Any) -> Iterator[None]:
-    """What a correct caller does: speak to the VAE in the dtype it has, and take its latents back in one's own."""
-    vae = pipeline.vae
-    # Asked anew for each call: some pipelines convert the VAE on the way.
-    dtypes = {"encode": lambda: vae.encoder.conv_in.weight.dtype, "decode": lambda: vae.decoder.conv_in.weight.dtype}
-    with spoken_to(vae, vae, dtypes):
-        yield
-
-
-def in_float32(*directions: str) -> Callable[[Any], AbstractContextManager[None]]:
-    """The picture that a VAE gives whose `directions` are called on a float32 copy of the same weights."""
-
-    def clean(pipeline: Any) -> AbstractContextManager[None]:
-        wide = copy.deepcopy(pipeline.vae).float()
-        return spoken_to(pipeline.vae, wide, dict.fromkeys(directions, lambda: torch.float32))
-
-    return clean
-
-
-@contextmanager
-def spoken_to(vae: Any, inner: Any, dtypes: Mapping[str, Callable[[], torch.dtype]]) -> Iterator[None]:
-    """With the VAE's directions that are named calling those of `inner`, each in a dtype."""
-    encode, decode = inner.encode, inner.decode
-
-    def aligned_encode(x: torch.Tensor, return_dict: bool = True) -> Any:
-        posterior = _Posterior(encode(x.to(dtypes["encode"]()), return_dict=False)[0], x.dtype)
-        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
-
-    def aligned_decode(z: torch.Tensor, return_dict: bool = True, generator: Any = None) -> Any:
-        return decode(z.to(dtypes["decode"]()), return_dict=return_dict, generator=generator)
-
-    methods = {"encode": aligned_encode, "decode": aligned_decode}
-    for name in dtypes:
-        setattr(vae, name, methods[name])
-    try:
-        yield
-    finally:
-        # The instance attributes only; the class's methods come to light again.
-        for name in dtypes:
-            delattr(vae, name)
-
-
-class _Posterior:
-    """A latent distribution that computes in its own dtype and hands its samples over in the caller's."""
-
-    def __init__(self, inner: Any, dtype: torch.dtype) -> None:
-        self._inner, self._dtype = inner, dtype
-
-    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
-        return self._inner.sample(generator).to(self._dtype)
-
-    def mode(self) -> torch.Tensor:
-        return self._inner.mode().to(self._dtype)
-
-
-@contextmanager
-def healed_vectors(pipeline: Any) -> Iterator[None]:
-    """What a correct host does: put a textual inversion's vectors in as the encoder's dtype."""
-    vectors = pipeline.learnt_vectors
-    pipeline.learnt_vectors = vectors.to(pipeline.text_encoder.dtype)
-    try:
-        yield
-    finally:
-        pipeline.learnt_vectors = vectors
 
 
 @dataclass(frozen=True)
@@ -240,90 +185,13 @@ def adapted(call: Call) -> Call:
     return Call(call.endpoint, {**call.body, **adapter})
 
 
-# What is done to a loaded pipeline.
-
-
-def _half_decoder(pipeline: Any) -> None:
-    pipeline.vae.decoder.half()
-
-
-def _half_data(pipeline: Any) -> None:
-    for parameter in pipeline.vae.parameters():
-        parameter.data = parameter.data.half()
-
-
-def _half_state(pipeline: Any) -> None:
-    vae = pipeline.vae
-    vae.load_state_dict({name: tensor.half() for name, tensor in vae.state_dict().items()}, assign=True)
-
-
-def _half_weight(pipeline: Any) -> None:
-    weight = pipeline.vae.decoder.conv_in.weight
-    weight.data = weight.data.half()
-
-
-def _bfloat_block(pipeline: Any) -> None:
-    pipeline.vae.decoder.up_blocks[1].to(torch.bfloat16)
-
-
-def _float_encoder(pipeline: Any) -> None:
-    pipeline.vae.encoder.float()
-    pipeline.vae.quant_conv.float()
-
-
-def _converted(path: str, dtype: torch.dtype) -> Callable[[Any], None]:
-    """A part of the pipeline, by its path, in another dtype."""
-    component, _, inside = path.partition(".")
-
-    def convert(pipeline: Any) -> None:
-        getattr(pipeline, component).get_submodule(inside).to(dtype)
-
-    return convert
-
-
-def _float_text_encoders(pipeline: Any) -> None:
-    for name in ("text_encoder", "text_encoder_2"):
-        if getattr(pipeline, name, None) is not None:
-            getattr(pipeline, name).float()
-
-
-def _float_embeddings(pipeline: Any) -> None:
-    """As a trainer or an extension does that keeps the learnt vectors in float32."""
-    weight = pipeline.text_encoder.get_input_embeddings().weight
-    weight.data = weight.data.float()
-
-
-def _written_vectors(pipeline: Any) -> None:
-    """As hosts do that write a textual inversion over its token's place (textual_inversion #43): by index, in the
-    dtype that the file has."""
-    width = pipeline.text_encoder.config.hidden_size
-    pipeline.learnt_vectors = torch.randn(1, width, generator=torch.Generator().manual_seed(5))
-
-    def write(module: Any, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        output[:, torch.tensor([2])] = pipeline.learnt_vectors
-
-    pipeline.text_encoder.get_input_embeddings().register_forward_hook(write)
-
-
-def _overflowing(**factors: float) -> Callable[[Any], None]:
-    """A VAE whose activations pass 65504 on the way, as those of SDXL's first one do; its weights do not."""
-
-    def scale(pipeline: Any) -> None:
-        for name, factor in factors.items():
-            first = pipeline.vae.get_submodule({"encode": "encoder.conv_in", "decode": "decoder.conv_in"}[name])
-            first.weight.mul_(factor)
-            first.bias.mul_(factor)
-
-    return scale
-
-
 def _mixed_vae() -> list[Fault]:
     rows = {
-        "decoder": ("The VAE's decoder was converted to half, the rest was not", _half_decoder),
-        "data": ("An extension assigned half weights through .data", _half_data),
-        "assign": ("A half VAE file was loaded with load_state_dict(assign=True)", _half_state),
-        "bias": ("One convolution has a half weight and a float bias", _half_weight),
-        "block": ("One block of the VAE is bfloat16", _bfloat_block),
+        "decoder": ("The VAE's decoder was converted to half, the rest was not", half_decoder),
+        "data": ("An extension assigned half weights through .data", half_data),
+        "assign": ("A half VAE file was loaded with load_state_dict(assign=True)", half_state),
+        "bias": ("One convolution has a half weight and a float bias", half_weight),
+        "block": ("One block of the VAE is bfloat16", bfloat_block),
     }
     return [Fault(f"P06-D-{key}", title, {}, TXT2IMG, damage, clean=None) for key, (title, damage) in rows.items()]
 
@@ -365,7 +233,7 @@ def _detailer() -> list[Fault]:
         for dtype in ("FP16", "BF16")
     ]
     title = "Only the VAE's encoding half is float32, FP16 model: Detailer"
-    return [*rows, Fault("P08-D-sd15-fp16-encoder", title, {"cuda_dtype": "FP16"}, DETAILER, _float_encoder)]
+    return [*rows, Fault("P08-D-sd15-fp16-encoder", title, {"cuda_dtype": "FP16"}, DETAILER, float_encoder)]
 
 
 def _never_undone() -> list[Fault]:
@@ -405,7 +273,7 @@ def _text_projection() -> list[Fault]:
             f"SD3: a {_short(dtype)} text projection in a {model} text encoder",
             {"sd_model_checkpoint": SD3, "cuda_dtype": model},
             TXT2IMG,
-            _converted(path, dtype),
+            converted(path, dtype),
             clean=None,
         )
         for key, (model, path, dtype) in rows.items()
@@ -429,7 +297,7 @@ def _mixed_unet() -> list[Fault]:
             f"One {_short(dtype)} block in a {precision} {path.partition('.')[0]} ({model})",
             {"sd_model_checkpoint": model, "cuda_dtype": precision},
             TXT2IMG,
-            _converted(path, dtype),
+            converted(path, dtype),
             clean=None,
         )
         for key, (model, precision, path, dtype) in blocks.items()
@@ -437,7 +305,7 @@ def _mixed_unet() -> list[Fault]:
     title = "The text encoders stayed in float32, the UNet is half"
     for model in ("sd15", "sdxl"):
         options = {"sd_model_checkpoint": f"tiny-{model}", "cuda_dtype": "FP16"}
-        found.append(Fault(f"P11-D-context-{model}", title, options, TXT2IMG, _float_text_encoders, clean=None))
+        found.append(Fault(f"P11-D-context-{model}", title, options, TXT2IMG, float_text_encoders, clean=None))
     return found
 
 
@@ -460,8 +328,8 @@ def _foreign_vectors() -> list[Fault]:
     written = "A textual inversion's float32 vectors are written into a half text encoder"
     kept = "The embeddings of a half text encoder are float32"
     return [
-        Fault("P14-D-written", written, half, TXT2IMG, _written_vectors, clean=healed_vectors),
-        Fault("P14-D-data", kept, half, TXT2IMG, _float_embeddings, clean=None),
+        Fault("P14-D-written", written, half, TXT2IMG, written_vectors, clean=healed_vectors),
+        Fault("P14-D-data", kept, half, TXT2IMG, float_embeddings, clean=None),
     ]
 
 
@@ -484,7 +352,7 @@ def _overflow() -> list[Fault]:
             title,
             {"sd_model_checkpoint": model, "cuda_dtype": "FP16"},
             request,
-            _overflowing(**factors),
+            overflowing(**factors),
             clean=in_float32(*factors),
         )
         for key, (title, model, request, factors) in rows.items()

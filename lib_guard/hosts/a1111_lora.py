@@ -32,6 +32,7 @@ import torch
 
 from ..files.header import UnreadableFile, read_header
 from ..tensors.restore import stamp
+from .a1111_causes import OLD_METHOD
 from .ldm_conditioning import ConditioningCaches
 from .lora_handling import Asked, LoraUse, Place, Reach
 
@@ -43,8 +44,6 @@ _NOTHING_NOTED = (("network_current_names", ()), ("network_weights_backup", None
 
 #: The attribute of the model that holds its file and the file's stamp.
 _STAMP = "_lib_guard_stamp"
-
-_OLD_METHOD = 'Settings > Compatibility > "Lora/Networks: use old method ..." (lora_functional)'
 
 
 class A1111LoraHandling:
@@ -196,9 +195,9 @@ class A1111LoraHandling:
             )
         if getattr(shared.opts, "lora_functional", False):
             return (
-                f"{_OLD_METHOD} is on, by you or by an extension (Regional Prompter sets it), and then the WebUI does"
+                f"{OLD_METHOD} is on, by you or by an extension (Regional Prompter sets it), and then the WebUI does"
                 " not take merged LoRAs out.",
-                f'{_OLD_METHOD} off; in Regional Prompter use Attention, or tick "Use LoHa or other".',
+                f'{OLD_METHOD} off; in Regional Prompter use Attention, or tick "Use LoHa or other".',
             )
         if self.activation() is None:
             return (

@@ -60,6 +60,12 @@ class ConditioningCaches:
         return max(fitting, key=lambda tags: len(tags.get("lora", ())), default=held[0] if held else None)
 
 
+def empty_caches() -> None:
+    """Those of all requests, where nothing tells under what their text was encoded."""
+    for cache in _caches(None):
+        cache[:] = [None] * len(cache)
+
+
 def _caches(request: Any) -> list[list[Any]]:
     """Every list once: a request holds those of its classes, unless they were made anew since."""
     from modules import processing

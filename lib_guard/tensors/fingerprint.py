@@ -35,6 +35,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from .words import Words
+
 #: Words in a row. Odd, because the sum of an even number of words does not see it when the uppermost bit of all of them
 #: changes, which is the sign of a float64 and of every second float32. Not close to a power of two, so that what lies
 #: one below the other finds room in a CPU's cache.
@@ -54,9 +56,6 @@ WAITING = 3 << 13
 _PLACE = 0x9E3779B97F4A7C15 - (1 << 64)
 #: MurmurHash3's multipliers, as signed integers.
 _FIRST, _SECOND = 0xFF51AFD7ED558CCD - (1 << 64), 0xC4CEB9FE1A85EC53 - (1 << 64)
-
-#: By the bytes of a number, what any dtype of that size is copied as.
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,7 @@ class _Sums:
 
     def add(self, tensor: torch.Tensor) -> tuple[int, int]:
         """Take the sums of a strided tensor that has bytes; which of the results are its rows and its columns."""
-        words = _Words(tensor)
+        words = Words(tensor)
         if words.count <= SMALL:
             segments = self._wait(self._own_rows(words, 0)), 0
         else:
@@ -257,7 +256,7 @@ class _Sums:
             self._known += len(self._lengths)
             self._pieces, self._lengths, self._waiting = [], [], 0
 
-    def _rows_and_columns(self, words: _Words) -> tuple[list[torch.Tensor], torch.Tensor]:
+    def _rows_and_columns(self, words: Words) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The row sums, with the words behind the last row, and the column sums."""
         of_rows, of_columns, rows = [], [], words.count // ROW
         for first in range(0, rows, self._rows_at_once):
@@ -272,7 +271,7 @@ class _Sums:
         """The row sums, int64 [n], and the column sums, int64 [ROW], of int64 [n, ROW]."""
         return table.sum(1), _column_sums(table)
 
-    def _own_rows(self, words: _Words, first: int) -> list[torch.Tensor]:
+    def _own_rows(self, words: Words, first: int) -> list[torch.Tensor]:
         """The words from the one with number `first` on, and what is behind the last whole word filled with zeros."""
         return [words.some(first, words.count), *words.rest()]
 
@@ -294,80 +293,8 @@ class _LaneSums(_Sums):
             _put_together(lanes.sum(dim, dtype=torch.int32).cpu()) for dim in (1, 0)
         )
 
-    def _own_rows(self, words: _Words, first: int) -> list[torch.Tensor]:
+    def _own_rows(self, words: Words, first: int) -> list[torch.Tensor]:
         return [piece.view(torch.int32).cpu().view(torch.int64) for piece in super()._own_rows(words, first)]
-
-
-class _Words:
-    """A strided tensor's bytes, in the order of its indices, as int64; where they lie so, without copying any."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._tensor = tensor
-        self._size = tensor.element_size()
-        #: How many whole words there are.
-        self.count = tensor.numel() * self._size // 8
-        self._words = self._as_they_lie()
-
-    def some(self, first: int, last: int) -> torch.Tensor:
-        """int64 [last - first]; a copy where the tensor is not contiguous, or its memory begins off a word's place."""
-        if self._words is not None:
-            return self._words[first:last]
-        begin = first * 8 // self._size
-        copy = self._copy(begin, -(-last * 8 // self._size), 0)
-        skipped = first - begin * self._size // 8  # half of a complex128
-        return copy[skipped : skipped + last - first]
-
-    def rest(self) -> list[torch.Tensor]:
-        """What is behind the last whole word, as an int64 [1] that zeros fill up; [] where that is nothing."""
-        begin, end = self.count * 8 // self._size, self._tensor.numel()
-        if self._size >= 8 or begin == end:
-            return []
-        return [self._copy(begin, end, 8 // self._size - (end - begin))]
-
-    def _copy(self, begin: int, end: int, zeros: int) -> torch.Tensor:
-        """The numbers from `begin` to before `end` in the order of the indices, and so many zeros, as int64."""
-        tensor = self._tensor
-        copy = torch.zeros((end - begin + zeros) * self._size, dtype=torch.uint8, device=tensor.device)
-        target = copy[: (end - begin) * self._size].view(tensor.dtype)
-        if not tensor.is_conj() and not tensor.is_neg():  # then numbers are their bytes: not every dtype can be copied
-            if tensor.is_contiguous():  # and bytes may lie anywhere: complex128 off its place would end the process
-                tensor, target, begin = tensor.view(-1).view(torch.uint8), target.view(torch.uint8), begin * self._size
-            elif self._size in _BITS:
-                tensor, target = tensor.view(_BITS[self._size]), target.view(_BITS[self._size])
-            else:
-                tensor, target, begin = torch.view_as_real(tensor), torch.view_as_real(target).view(-1), 2 * begin
-        _copy_to(target, tensor, begin)
-        return copy.view(torch.int64)
-
-    def _as_they_lie(self) -> torch.Tensor | None:
-        """int64 [count], a view; None where there cannot be one."""
-        tensor = self._tensor
-        if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
-            return None
-        if tensor.data_ptr() % 8 or tensor.storage_offset() * self._size % 8:
-            return None
-        flat = tensor if tensor.dim() == 1 else tensor.view(-1)
-        whole = self.count * 8 // self._size
-        return (flat if whole == flat.numel() else flat[:whole]).view(torch.int64)
-
-
-def _copy_to(target: torch.Tensor, tensor: torch.Tensor, begin: int) -> None:
-    """Fill `target`, one-dimensional, with the numbers of `tensor` from `begin` on, in the order of its indices."""
-    if not target.numel():
-        return
-    if tensor.dim() < 2:
-        target.copy_(tensor.reshape(-1)[begin : begin + target.numel()])
-        return
-    inner = tensor[0].numel()
-    first, skipped = divmod(begin, inner)
-    if skipped or target.numel() < inner:  # the rest of one slice, or a part of it
-        count = min(inner - skipped, target.numel())
-        _copy_to(target[:count], tensor[first], skipped)
-    else:
-        slices = target.numel() // inner
-        count = slices * inner
-        target[:count].view(slices, *tensor.shape[1:]).copy_(tensor[first : first + slices])
-    _copy_to(target[count:], tensor, begin + count)
 
 
 def _column_sums(table: torch.Tensor) -> torch.Tensor:
