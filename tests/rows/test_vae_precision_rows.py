@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from demo.check import OFF
-from demo.faults import ENCODING, HEALTHY, TXT2IMG, pictures, send, spoken_to
+from demo.correct_caller import spoken_to
+from demo.faults import ENCODING, HEALTHY, TXT2IMG, pictures, send
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CALLS = {"txt2img": TXT2IMG, "img2img": ENCODING["img2img"]}
