@@ -288,6 +288,14 @@ _TABLE = (
         cure="It is given an empty list, and runs without IP-Adapter, as it was meant to.",
         permanent_fix="Update the extension; in an API client leave ip_adapter_names out, or send an empty list.",
     ),
+    Code(
+        id="LG410",
+        title="An IP-Adapter was taken out, and the model's attention was not put back",
+        cause="The WebUI takes an adapter out by giving the model diffusers' plain attention, whatever attention is"
+        " chosen: slower, with more memory, and with slightly different pictures until the model is loaded anew.",
+        cure="The attention processors that the model had before the adapter are put back.",
+        permanent_fix="None is needed while LibGuard is on; without it load the model anew after using IP-Adapters.",
+    ),
 )
 
 #: Every code that LibGuard can say, by its id; docs/codes.md explains each, and a test holds that.

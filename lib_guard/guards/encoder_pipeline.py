@@ -18,7 +18,7 @@ from ..files.families import EncoderNeed
 from ..files.families.verdict import HIDDEN, INSIGHTFACE, UNKNOWN
 from ..findings import Finding, Repair
 from ..hooks import Attachments
-from ..hosts.encoder_handling import AdapterUse, Embedding, PipelineEncoders
+from ..hosts.encoder_handling import PLAIN_ATTENTION, AdapterUse, Embedding, PipelineEncoders
 from ..tensors.image_encoder import need_of, offer_of, size_in_bytes
 from .base import GuardContext
 from .encoder_file import GUARD, AdapterFile, file_finding, finding, looked_at, megabytes, quoted, spoken, wanted
@@ -254,15 +254,14 @@ class PipelinePairing:
         left = list(self._handling.leftovers())
         if not left:
             return
-        saw = f"no IP-Adapter is in use, and {', '.join(left)} of one is still in the model"
-        found = Finding("LG404", GUARD, "unet", "", saw, {"left": ", ".join(left)})
+        found, did = _left_behind(left)
         if not self._repair:
             self._context.say(found, None)
             return
         started = time.perf_counter()
         self._handling.clear()
         proof = "" if self._handling.leftovers() else "nothing is left"
-        self._context.say(found, Repair("taken out", proof, (time.perf_counter() - started) * 1000))
+        self._context.say(found, Repair(did, proof, (time.perf_counter() - started) * 1000))
 
     # Words.
 
@@ -294,6 +293,15 @@ class PipelinePairing:
     def _say(self, found: Finding | None, repair: Repair | None) -> None:
         if found is not None:
             self._context.say(found, repair)
+
+
+def _left_behind(left: Sequence[str]) -> tuple[Finding, str]:
+    """What is said of it, and what is done about it."""
+    if list(left) == [PLAIN_ATTENTION]:
+        saw = f"the IP-Adapter that was taken out has left {PLAIN_ATTENTION} in the place of the model's own"
+        return Finding("LG410", GUARD, "unet", "", saw, {"left": PLAIN_ATTENTION}), "the model's own are put back"
+    saw = f"no IP-Adapter is in use, and {', '.join(left)} of one is still in the model"
+    return Finding("LG404", GUARD, "unet", "", saw, {"left": ", ".join(left)}), "taken out"
 
 
 def _first_need(

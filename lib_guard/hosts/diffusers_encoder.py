@@ -23,11 +23,13 @@ import torch
 
 from ..files.families import EncoderNeed, family_of
 from ..files.header import UnreadableFile, read_header
-from .encoder_handling import AdapterUse, Embedding
+from .encoder_handling import PLAIN_ATTENTION, AdapterUse, Embedding
 
 #: Where adapters put their projections.
 _PROJECTIONS = ("encoder_hid_proj", "image_proj")
 _IP_ADAPTER = "IPAdapter"
+#: What `set_default_attn_processor` gives to every layer (models/unets/unet_2d_condition.py:695).
+_PLAIN = "AttnProcessor"
 
 #: The pipelines' parameters.
 IMAGES, IMAGE_EMBEDS = "ip_adapter_image", "ip_adapter_image_embeds"
@@ -94,11 +96,12 @@ def holds(folder: Path, need: EncoderNeed) -> bool:
 
 @dataclass(frozen=True)
 class _Clean:
-    """What a model had where adapters are put now."""
+    """What a model had where adapters are put now. chosen: the attention that the host's settings named then."""
 
     projections: Mapping[str, Any]
     type: Any
     processors: Mapping[str, Any]
+    chosen: Any = None
 
 
 class AdapterTraces:
@@ -107,19 +110,21 @@ class AdapterTraces:
     def __init__(self) -> None:
         self._clean: weakref.WeakKeyDictionary[Any, _Clean] = weakref.WeakKeyDictionary()
 
-    def remember(self, denoiser: Any) -> None:
-        """Note what the model has, unless adapters are in it."""
-        if denoiser is None or self.left(denoiser):
+    def remember(self, denoiser: Any, chosen: Any = None) -> None:
+        """Note what the model has, unless adapters are in it, or have left something. chosen: the attention that the
+        host's settings name, where it has such a setting."""
+        if denoiser is None or self.left(denoiser, chosen):
             return
         config = getattr(denoiser, "config", None)
         self._clean[denoiser] = _Clean(
             {name: getattr(denoiser, name) for name in _PROJECTIONS if hasattr(denoiser, name)},
             getattr(config, "encoder_hid_dim_type", None),
             dict(getattr(denoiser, "attn_processors", {})),
+            chosen,
         )
 
-    def left(self, denoiser: Any) -> list[str]:
-        """The attributes that hold something of an adapter.
+    def left(self, denoiser: Any, chosen: Any = None) -> list[str]:
+        """The attributes that hold something of an adapter, and `PLAIN_ATTENTION` where one was taken out by halves.
 
         Attention processors are only looked for where adapters may have been: asking for them walks the whole model,
         which takes milliseconds.
@@ -127,17 +132,27 @@ class AdapterTraces:
         found = [name for name in _PROJECTIONS if _is_of_adapters(name, getattr(denoiser, name, None))]
         if not found and not self._may_have_had_adapters(denoiser):
             return []
-        processors = getattr(denoiser, "attn_processors", {}).values()
-        worked = any(_IP_ADAPTER in type(one).__name__ for one in processors)
-        return [*found, *(["attention processors"] if worked else [])]
+        processors = getattr(denoiser, "attn_processors", {})
+        if any(_IP_ADAPTER in type(one).__name__ for one in processors.values()):
+            return [*found, "attention processors"]
+        return found or ([PLAIN_ATTENTION] if self._became_plain(denoiser, processors, chosen) else [])
+
+    def _became_plain(self, denoiser: Any, processors: Mapping[str, Any], chosen: Any) -> bool:
+        """Whether the model's own processors gave way to those of `set_default_attn_processor`, which keep the whole
+        attention matrix in memory, and nobody has chosen that in between."""
+        clean = self._clean.get(denoiser)
+        if clean is None or clean.chosen != chosen or clean.processors.keys() != processors.keys():
+            return False
+        plain = [name for name, one in processors.items() if type(one).__name__ == _PLAIN]
+        return any(type(clean.processors[name]) is not type(processors[name]) for name in plain)
 
     def _may_have_had_adapters(self, denoiser: Any) -> bool:
         kind = getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None)
         return denoiser is not None and (denoiser in self._clean or kind == "ip_image_proj")
 
-    def left_at_last(self, denoiser: Any) -> list[str]:
+    def left_at_last(self, denoiser: Any, chosen: Any = None) -> list[str]:
         """The same where no adapter is in use; when nothing is left, what was there before is no longer needed."""
-        left = self.left(denoiser)
+        left = self.left(denoiser, chosen)
         if not left and denoiser is not None:
             self._clean.pop(denoiser, None)
         return left

@@ -16,6 +16,9 @@ import torch
 
 from ..files.families import EncoderNeed, EncoderOffer
 
+#: Of what is left behind: no part of an adapter, but what it was exchanged for.
+PLAIN_ATTENTION = "plain attention processors"
+
 
 @dataclass(frozen=True)
 class AdapterUse:

@@ -9,7 +9,9 @@
                                         model; loaded anew when `clip_loaded` is another one, whatever is in the
                                         pipeline, so a checkpoint that brings an encoder along is not noticed
   :152 unapply                          sets the strength of all adapters to 0 first, which raises where there are
-                                        several, and swallows that: they stay in the UNet
+                                        several, and swallows that: they stay in the UNet. Of a single one it takes
+                                        the projection out, and gives the UNet diffusers' plain processors, whatever
+                                        attention was chosen (:166)
   :21 clip_loaded, adapters_loaded      what it remembers; the list is never emptied
   modules/processing_diffusers.py:10 set_pipeline_args
                                         returns what the pipeline is called with, in each pass (:152, :315, :405); the
@@ -124,11 +126,11 @@ class SdNextEncoders:
 
     def remember(self) -> None:
         """See `PipelineEncoders`."""
-        self._traces.remember(denoiser_of(_pipe()))
+        self._traces.remember(denoiser_of(_pipe()), _attention())
 
     def leftovers(self) -> Sequence[str]:
         """See `PipelineEncoders`."""
-        return self._traces.left_at_last(denoiser_of(_pipe()))
+        return self._traces.left_at_last(denoiser_of(_pipe()), _attention())
 
     def clear(self) -> None:
         """See `PipelineEncoders`."""
@@ -185,6 +187,11 @@ def _pipe() -> Any:
     """The loaded pipeline without asking for it, which would load one."""
     model = sys.modules["modules.modeldata"].model_data.sd_model
     return getattr(model, "pipe", model)
+
+
+def _attention() -> Any:
+    """The attention that was chosen when the pipeline's was last set (attention.py:288)."""
+    return getattr(_pipe(), "current_attn_name", None)
 
 
 def _request(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -187,7 +187,7 @@ def test_left_out(adapters: Keeper, row_id: str) -> None:
 def test_the_only_one_is_missing(adapters: Keeper, row_id: str) -> None:
     """SD.Next goes on without the adapter, and only its log says so."""
     host, body = started(adapters), adapted("Base ViT-G")
-    result = TABLE.add(host, Result(row_id, "Base ViT-G, whose encoder is not on disk", codes="LG405"))
+    result = TABLE.add(host, Result(row_id, "Base, then Base ViT-G, whose encoder is not on disk", codes="LG405"))
     right, plain = alone(host, body), alone(host, BASE)
     with without_bigg(host):
         without = alone(host, body)
@@ -197,9 +197,51 @@ def test_the_only_one_is_missing(adapters: Keeper, row_id: str) -> None:
         entries = host.probe.entries()
     result.without, result.with_, result.reference = map(digest, (without, with_, plain))
     assert not same(without, right) and same(without, plain), "the adapter is not lost without LibGuard"
-    assert with_ and [entry["code"] for entry in entries] == ["LG401", "LG405"], entries
+    assert same(with_, plain) and [entry["code"] for entry in entries] == ["LG401", "LG405", "LG410"], entries
     assert any("LG405" in line and "Base ViT-G" in line for line in host.said(mark)) and host.probe.marks() == []
     result.passed = True
+
+
+@pytest.mark.parametrize("dtype", ["FP32", "FP16"], ids=["E04-S-attention", "E04-S-attention-fp16"])
+def test_attention_afterwards(adapters: Keeper, request: pytest.FixtureRequest, dtype: str) -> None:
+    """SD.Next takes a single adapter out, and leaves another attention than was chosen: for as long as it runs."""
+    host = started(adapters, cuda_dtype=dtype)
+    result = TABLE.add(host, Result(request.node.callspec.id, "An adapter, then none: txt2img, img2img, hires"))
+    plain = [("txt2img", BASE), ("img2img", {**BASE, **INIT}), ("txt2img", HIRES_PIXEL)]
+
+    def run(scripts: dict[str, Any], *before: dict[str, Any]) -> list[np.ndarray]:
+        fresh(host)
+        for body in before:
+            host.generate("txt2img", body, scripts)
+        return [one for endpoint, body in plain for one in host.generate(endpoint, body, scripts).pictures]
+
+    reference, without = run(OFF), run(OFF, adapted("Base"))
+    number, mark = host.probe.generation(), host.mark()
+    with_ = run(ON, adapted("Base"))
+    codes = [[entry["code"] for entry in generation["entries"]] for generation in host.probe.since(number)]
+    result.without, result.with_, result.reference = map(digest, (without, with_, reference))
+    result.codes = "LG410"
+    assert not same(without, reference), "the attention is put back without LibGuard"
+    assert same(with_, reference) and codes == [[], ["LG410"], [], []], codes
+    assert len(host.said(mark)) == 1 and host.probe.marks() == []
+    result.passed = True
+
+
+@pytest.mark.parametrize("row_id", ["E04-S-chosen"])
+def test_attention_that_was_chosen_afterwards(adapters: Keeper, row_id: str) -> None:
+    """It is the user's, and stays."""
+    host = started(adapters)
+    result = TABLE.add(host, Result(row_id, "An adapter, then plain attention by setting, then none"))
+    found, setting = {}, "cross_attention_optimization"
+    for scripts in (OFF, ON):
+        fresh(host)
+        host.generate("txt2img", adapted("Base"), scripts)
+        with options(host, {setting: "Batch matrix-matrix"}, {setting: "Scaled-Dot-Product"}):
+            found[scripts is ON] = host.generate("txt2img", BASE, scripts).pictures
+            assert scripts is OFF or host.probe.entries() == []
+    result.without, result.with_, result.reference = digest(found[False]), digest(found[True]), digest(found[False])
+    assert found[True] and same(found[True], found[False])
+    result.codes, result.passed = "nothing", True
 
 
 @pytest.mark.parametrize("row_id", ["E04-S-no-list"])

@@ -285,4 +285,3 @@ def test_ip_adapter(adapters: Keeper, request: pytest.FixtureRequest, dtype: str
     calls: Calls = [(endpoint, {**body, **IP_ADAPTER}) for endpoint, body in plain]
     result = assert_silent(host, request.node.callspec.id, calls, prepare=lambda: fresh(host))
     assert result.with_ != unadapted, "the adapter did nothing"
-    assert_silent(host, f"{request.node.callspec.id}-and-without", [*calls, *plain], prepare=lambda: fresh(host))
