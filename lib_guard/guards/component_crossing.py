@@ -3,6 +3,9 @@
 A UNet makes thousands of calls an image, and Reconcile costs about a microsecond each. So it is only there for the
 first call of a generation, which shows whether this way of calling passes; and from then on where a mismatch came up,
 where a call raised, and whenever the component is given other dtypes than before.
+
+A text encoder is given words, which have no dtype, and what meets inside of it (textual inversions) changes with them;
+of its calls there are few in a generation, so Reconcile is there for all of them.
 """
 
 from __future__ import annotations
@@ -86,7 +89,7 @@ class ComponentCrossing(Crossing):
     def _finish(self, part: Passage, output: Any) -> Any:
         if output is None:
             self._remember_failure()
-        elif part.first is None:
+        elif part.first is None and part.given:
             self._passing.add(part.given)
         part.came_through = output is not None
         if part.targets and output is not None:

@@ -325,3 +325,24 @@ def test_one_arrival_inside_another_attaches_once_and_none_after_the_end(unet):
         holder.ends = [guard.detach for guard in guarded._guards]
         holder.outer()
         assert marked(unet) == []
+
+
+def test_a_textual_inversion_in_the_second_text_is_met_too(encoder):
+    """AUTOMATIC1111 encodes the negative prompt first, and the vectors are in the other one (sd_hijack.py:362)."""
+    vectors, table = torch.randn(1, 16, dtype=torch.float64), encoder.text_model.embeddings.token_embedding
+
+    def put_in(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if 9 in args[0]:
+            output[:, torch.tensor([2])] = vectors
+
+    table.register_forward_hook(put_in)
+    without = torch.tensor([[0, 5, 8, 63]])
+    with torch.no_grad():
+        encoder(without)
+    assert "Index put requires" in failing(embed, encoder)
+    with torch.no_grad(), on("text_encoder", encoder) as guarded:
+        encoder(without)
+        cured = embed(encoder)
+    assert guarded.codes == ["LG113"]
+    vectors = vectors.float()
+    assert torch.equal(cured.text_embeds, embed(encoder).text_embeds)
