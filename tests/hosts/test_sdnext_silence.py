@@ -191,7 +191,7 @@ def test_restart(sdnext: Keeper, row: str) -> None:
         host.probe("reload_ui")
         host.wait_for_restart(mark)
         started = host.said(mark)
-        assert len(started) == 1 and "guards: precision" in started[0], started
+        assert len(started) == 1 and "guards: encoder, precision, finite, lora" in started[0], started
         assert same(host.generate("txt2img", BASE, ON).pictures, before)
         assert_silent(host, row, [("txt2img", BASE), ("img2img", {**BASE, **INIT})])
 
