@@ -220,7 +220,9 @@ def test_the_api_fills_in_what_is_missing(a1111: Keeper, row_id: str) -> None:
     """`ui()` is called once more a tab for the API's defaults; a request without arguments is guarded with these."""
     host = start(a1111, "mac")
     found = [entry for entry in host.get("/sdapi/v1/script-info").json if entry["name"] == "libguard"]
-    assert [[argument["value"] for argument in entry["args"]] for entry in found] == [[True, "Fix", "Auto", "Fix", "Fix", "Fix"]] * 2
+    assert [[argument["value"] for argument in entry["args"]] for entry in found] == [
+        [True, "Fix", "Auto", "Fix", "Fix", "Fix"]
+    ] * 2
     number = host.probe.generation()
     for arguments in ([], [True], [True, "fix"]):
         assert host.generate("txt2img", BASE, {"LibGuard": {"args": arguments}}).pictures

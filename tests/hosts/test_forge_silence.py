@@ -190,7 +190,9 @@ def test_reload_ui(forge: Keeper, row: str) -> None:
         host.probe("reload_ui")
         host.wait_for_restart(mark)
         started = host.said(mark)
-        assert len(started) == 1 and "on Forge" in started[0] and "guards: precision" in started[0], started
+        assert (
+            len(started) == 1 and "on Forge" in started[0] and "guards: encoder, precision, finite, lora" in started[0]
+        )
         assert host.probe.marks() == []
         assert same(host.generate("txt2img", BASE, ON).pictures, before), "the model stays"
         assert_silent(host, row, [("txt2img", BASE), ("img2img", {**BASE, **INIT})], lambda: seeded(host))
