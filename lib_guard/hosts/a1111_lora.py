@@ -39,8 +39,8 @@ from .lora_handling import Asked, LoraUse, Place, Reach
 #: A key of a network that changes a part of a layer (networks.py:47).
 _PART = re.compile(r"(.*)_(?:q|k|v|out)_proj$")
 
-#: What the host notes on each layer, and what stands for nothing.
-_NOTHING_NOTED = (("network_current_names", ()), ("network_weights_backup", None), ("network_bias_backup", None))
+#: Where a layer's copies hang.
+_BACKUPS = ("network_weights_backup", "network_bias_backup")
 
 #: The attribute of the model that holds its file and the file's stamp.
 _STAMP = "_lib_guard_stamp"
@@ -137,9 +137,11 @@ class A1111LoraHandling:
         if networks is not None:
             networks.loaded_networks.clear()
         for _, layer in _layers(self.places()):
-            for name, nothing in _NOTHING_NOTED:
-                if getattr(layer, name, nothing) != nothing:
-                    setattr(layer, name, nothing)
+            if getattr(layer, "network_current_names", ()) != ():
+                layer.network_current_names = ()
+            for name in _BACKUPS:
+                if getattr(layer, name, None) is not None:
+                    setattr(layer, name, None)
 
     def activate_again(self, request: Any, params: Sequence[Any] | None, **options: Any) -> None:
         """See `LoraHandling`. The class's own method: the instance may carry LibGuard's."""
@@ -303,7 +305,7 @@ def _put_back_some(networks: ModuleType, place: Place, strays: Collection[str]) 
 
 
 def _copies(path: str, layer: Any) -> Iterator[tuple[str, Any]]:
-    weight, bias = getattr(layer, "network_weights_backup", None), getattr(layer, "network_bias_backup", None)
+    weight, bias = (getattr(layer, name, None) for name in _BACKUPS)
     if isinstance(weight, tuple):  # torch.nn.MultiheadAttention (networks.py:429)
         yield from ((f"{path}.in_proj_weight", weight[0]), (f"{path}.out_proj.weight", weight[1]))
         yield f"{path}.out_proj.bias", bias
