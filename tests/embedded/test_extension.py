@@ -40,7 +40,7 @@ def test_script_info_lists_the_switches_in_order(bench):
     info = bench.get("/sdapi/v1/script-info").json
     ours = next(entry for entry in info if entry["name"].lower() == "libguard" and not entry["is_img2img"])
     assert [argument["label"] for argument in ours["args"]] == [field.label for field in FIELDS]
-    assert [argument["value"] for argument in ours["args"]] == [True, "Fix", "Auto", "Fix", "Fix"]
+    assert [argument["value"] for argument in ours["args"]] == [True, "Fix", "Auto", "Fix", "Fix", "Fix"]
 
 
 @pytest.mark.parametrize(
